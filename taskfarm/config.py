@@ -1,0 +1,117 @@
+"""Every option of taskfarm and the environment variable that sets it, in one typed place.
+
+Nothing is read at import: a session calls `Config.from_environment` once, when it is created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from taskfarm.errors import UsageError
+
+__all__ = ["Config", "OnError"]
+
+
+class OnError(Enum):
+    """What happens when a worker raises in a collective call.
+
+    ``DEFERRED``: rank 0 returns at once, the failure is raised at its next entry into the library.
+    ``WAIT``: `call` returns when all ranks are done and raises there.
+    ``PRINT``: the worker prints the traceback and rank 0 is not told.
+    """
+
+    DEFERRED = "deferred"
+    WAIT = "wait"
+    PRINT = "print"
+
+    @classmethod
+    def parse(cls, value: str | OnError, source: str) -> OnError:
+        """Return the member for `value`, or raise `UsageError` naming `source`."""
+        try:
+            return cls(value.value if isinstance(value, OnError) else value)
+        except ValueError:
+            choices = ", ".join(repr(member.value) for member in cls)
+            raise UsageError(f"{source}={value!r} is not one of {choices}") from None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of one session; the defaults are right for nearly everybody.
+
+    Attributes
+    ----------
+    on_error : OnError
+        ``TASKFARM_ON_ERROR``: mode of failing collective calls.
+    stuck_s : float
+        ``TASKFARM_STUCK_S``: seconds that a rank may stay in a failed collective call outside `comm` methods, and that
+        running tasks get when rank 0 ends without `finalize`, before the job is ended.
+    stuck_comm_s : float
+        ``TASKFARM_STUCK_COMM_S``: the same inside one `comm` method that waits for a rank that failed.
+    open_s : float
+        ``TASKFARM_OPEN_S``: seconds that the first `call` waits for all ranks to enter their loop.
+    leave_s : float
+        ``TASKFARM_LEAVE_S``: seconds that idle workers get to leave at the end, and busy ones after an error.
+    spin : bool or None
+        ``TASKFARM_SPIN``: 1 or 0 forces or forbids busy waiting; by default it is used only when the ranks of a host
+        are not more than its usable cores.
+    doorbell : bool
+        ``TASKFARM_DOORBELL``: 0 replaces the same-host wake-up by sleep-polling.
+    matched_probe : bool
+        ``TASKFARM_MATCHED_PROBE``: 0 uses plain probes, for fabrics on which matched ones misbehave.
+    """
+
+    on_error: OnError = OnError.DEFERRED
+    stuck_s: float = 60.0
+    stuck_comm_s: float = 2.0
+    open_s: float = 300.0
+    leave_s: float = 5.0
+    spin: bool | None = None
+    doorbell: bool = True
+    matched_probe: bool = True
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Config:
+        """Return the configuration that the ``TASKFARM_*`` variables of `environ` describe.
+
+        Raises
+        ------
+        UsageError
+            If a variable has a value that it cannot have; the message names the variable.
+        """
+        default = cls()
+        on_error = environ.get("TASKFARM_ON_ERROR")
+        spin = environ.get("TASKFARM_SPIN")
+        return cls(
+            on_error=OnError.parse(on_error, "TASKFARM_ON_ERROR") if on_error else default.on_error,
+            stuck_s=_seconds(environ, "TASKFARM_STUCK_S", default.stuck_s),
+            stuck_comm_s=_seconds(environ, "TASKFARM_STUCK_COMM_S", default.stuck_comm_s),
+            open_s=_seconds(environ, "TASKFARM_OPEN_S", default.open_s),
+            leave_s=_seconds(environ, "TASKFARM_LEAVE_S", default.leave_s),
+            spin=None if not spin else _flag(environ, "TASKFARM_SPIN", False),
+            doorbell=_flag(environ, "TASKFARM_DOORBELL", default.doorbell),
+            matched_probe=_flag(environ, "TASKFARM_MATCHED_PROBE", default.matched_probe),
+        )
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise UsageError(f"{name}={text!r} is not a number of seconds above 0")
+    return value
+
+
+def _flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
+    text = environ.get(name)
+    if not text:
+        return default
+    if text not in ("0", "1"):
+        raise UsageError(f"{name}={text!r} is neither 0 nor 1")
+    return text == "1"

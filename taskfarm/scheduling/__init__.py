@@ -1,0 +1,1 @@
+"""What decides: slots, tasks, calls, mailboxes. No input or output, no clock, no pickle, no MPI."""

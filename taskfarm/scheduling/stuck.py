@@ -1,0 +1,169 @@
+"""Decide when a failed collective call has to end the job.
+
+A rank that raises leaves a collective call; ranks that wait for it inside a method of the user's communicator wait
+for ever, in every MPI. From the first failure on, all ranks are asked where they are. A rank that has not left the
+call
+
+* and stays inside one `comm` method that needs a failed rank for `comm_s` seconds, ends the job;
+* and is elsewhere (long local work, a C library's own collectives) is warned about, and ends the job after `other_s`.
+
+Without a failure nothing is ever ended: healthy long work is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+__all__ = ["EndJob", "StuckJudge", "Warn", "Whereabouts"]
+
+SILENT_S = 1.0  # a rank that can answer does so within milliseconds
+WARN_AFTER_S = 5.0  # first warning about a rank that works on outside `comm` methods
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a rank is.
+
+    Attributes
+    ----------
+    call : int
+        Number of the call that it runs; 0 if it runs none.
+    done : int
+        Number of the last call that it has left.
+    method : str
+        The `comm` method that it is inside of, or ``""``.
+    entry : int
+        Counts the entries into `comm` methods, so that two answers can be told apart.
+    peer : int
+        The one rank that the method waits for, or -1 for a collective method.
+    place : str
+        ``file:line in function`` of the user's code.
+    """
+
+    call: int
+    done: int
+    method: str = ""
+    entry: int = 0
+    peer: int = -1
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Tell the user that ranks of a failed call are still at work."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class EndJob:
+    """End the job with this message."""
+
+    text: str
+
+
+@dataclass
+class _Case:
+    call: int
+    since: float
+    failed: dict[int, str] = field(default_factory=dict)  # ranks that have left the call, and how if by an exception
+    arrived: dict[int, float] = field(default_factory=dict)  # rank: when it was first seen inside the call
+    first_seen: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank: its entry, and since when
+    warned: bool = False
+
+
+class StuckJudge:
+    """Keeps the open cases and decides.
+
+    Parameters
+    ----------
+    ranks : collection of int
+        All ranks that take part in calls, rank 0 included.
+    comm_s, other_s : float
+        Limits inside and outside `comm` methods, in seconds.
+    """
+
+    def __init__(self, ranks: Collection[int], comm_s: float, other_s: float) -> None:
+        self._ranks = frozenset(ranks)
+        self._comm_s = comm_s
+        self._other_s = other_s
+        self._cases: dict[int, _Case] = {}
+        self._where: dict[int, Whereabouts] = {}
+        self._heard: dict[int, float] = {}
+
+    @property
+    def has_case(self) -> bool:
+        """Whether any failed call still has ranks in it."""
+        return bool(self._cases)
+
+    def on_failure(self, rank: int, call: int, text: str, now: float) -> None:
+        """Note that `rank` left call `call` by an exception that `text` describes."""
+        case = self._cases.setdefault(call, _Case(call, now))
+        case.failed[rank] = text
+
+    def on_answer(self, rank: int, where: Whereabouts, now: float) -> None:
+        """Note where `rank` is."""
+        self._where[rank] = where
+        self._heard[rank] = now
+        for case in list(self._cases.values()):
+            if where.done >= case.call:
+                case.failed.setdefault(rank, "")
+            elif where.call >= case.call:  # one that is still in an earlier call is no part of this failure
+                case.arrived.setdefault(rank, now)
+                if case.first_seen.get(rank, (None, 0.0))[0] != where.entry:
+                    case.first_seen[rank] = (where.entry, now)
+        self._forget_left()
+
+    def on_done(self, rank: int, done: int) -> None:
+        """Note that `rank` is known to have left all calls up to `done`, from wherever that is known."""
+        for case in self._cases.values():
+            if done >= case.call:
+                case.failed.setdefault(rank, "")
+        self._forget_left()
+
+    def _forget_left(self) -> None:
+        for number in [case.call for case in self._cases.values() if self._ranks <= case.failed.keys()]:
+            del self._cases[number]
+
+    def _take_in_silent(self, case: _Case, now: float) -> None:
+        """Count as inside a rank that does not answer: it is in code that holds the interpreter lock, or gone."""
+        for rank in self._ranks - case.failed.keys():
+            if self._heard.get(rank, case.since) <= case.since and now - case.since >= SILENT_S:
+                case.arrived.setdefault(rank, case.since)
+                case.first_seen.setdefault(rank, (0, case.since))
+                self._where.setdefault(rank, Whereabouts(case.call, 0))
+
+    def judge(self, now: float) -> list[Warn | EndJob]:
+        """Return what has to be done now."""
+        found: list[Warn | EndJob] = []
+        for case in self._cases.values():
+            self._take_in_silent(case, now)
+            inside = [rank for rank in case.first_seen if rank not in case.failed]
+            for rank in inside:
+                where, since = self._where[rank], case.first_seen[rank][1]
+                needs_failed = where.method and (where.peer < 0 or where.peer in case.failed)
+                if needs_failed and now - since >= self._comm_s:
+                    return [EndJob(self._text(case, inside, "cannot return from it; ending the job"))]
+                if now - case.arrived[rank] >= self._other_s:
+                    limit = f"did not leave the call within {self._other_s:g} s (TASKFARM_STUCK_S); ending the job"
+                    return [EndJob(self._text(case, inside, limit))]
+            oldest = min((case.arrived[rank] for rank in inside), default=now)
+            if inside and not case.warned and now - oldest >= min(WARN_AFTER_S, self._other_s / 2):
+                case.warned = True
+                limit = f"still at work; the job ends {self._other_s:g} s after the failure (TASKFARM_STUCK_S)"
+                found.append(Warn(self._text(case, inside, limit)))
+        return found
+
+    def _text(self, case: _Case, inside: Collection[int], verdict: str) -> str:
+        lines = [f"call {case.call} failed on some ranks while others are inside it:"]
+        lines += [f"  {text}" for _, text in sorted(case.failed.items()) if text]
+        for rank in sorted(inside):
+            where = self._where[rank]
+            if self._heard.get(rank, case.since) <= case.since:
+                lines.append(f"  rank {rank} does not answer: it is in code that holds the interpreter lock, or gone")
+                continue
+            method = f"inside comm.{where.method}" if where.method else "at work"
+            lines.append(f"  rank {rank} is {method}" + (f" at {where.place}" if where.place else ""))
+        lines.append(f"  {verdict}")
+        return "\n".join(lines)

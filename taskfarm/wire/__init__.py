@@ -1,0 +1,1 @@
+"""Frames and their encoding; no input or output happens here."""

@@ -1,0 +1,163 @@
+"""Frames: what two ranks say to each other, and its form in bytes.
+
+A frame is a fixed head, a pickled body and raw buffers. On the wire it is one *control* message (head, buffer table
+and, if it is small, the body) followed by one *bulk* message per raw buffer. A small frame is thus one MPI message,
+and an array leaves from its own memory::
+
+    control: | head | size of buffer 0 | ... | body (if inline) |
+    bulk:    | body (if not inline) |  | buffer 0 |  | buffer 1 | ...
+
+`encode` and `parse_head` are exact inverses; whatever bytes arrive, `parse_head` returns a `Head` or raises
+`ProtocolError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple, TypeAlias
+
+from taskfarm.errors import ProtocolError
+
+__all__ = ["INLINE_BODY_MAX_BYTES", "TREE_KINDS", "Buffer", "Frame", "Head", "Kind", "encode", "parse_head"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+MAGIC = 0xF5
+INLINE_BODY_MAX_BYTES = 64 * 1024  # up to here one copy is cheaper than a second MPI message (benchmarks/wire.py)
+_MAX_BUFFERS = 1 << 20  # more buffers in one frame than anybody sends; bounds what a bad head can make us allocate
+_MAX_BULK_BYTES = 1 << 40  # one buffer: more than any host's memory
+_BODY_IN_BULK = 1
+
+
+class Kind(IntEnum):
+    """What a frame means; `a` and `b` of the frame are named in brackets."""
+
+    SPAWN = 1  #: run a task; `option` is how much of the result is wanted [task number, attempt]
+    DONE = 2  #: a task ended; `option` says how [task number, attempt]
+    MESSAGE = 3  #: from task to task [number of the sender, number of the receiver]
+    CALL = 4  #: run a function on every rank; `option` says what rank 0 wants to know [call number, object counter]
+    CALL_FAILED = 5  #: a rank's function raised [call number, object counter]
+    CALL_VALUE = 6  #: a rank's return value [call number, -]
+    CALLS_DONE = 7  #: all calls up to this one ended here [call number, -]
+    SYNC = 8  #: answer with CALLS_DONE [-, -]
+    REMOVE = 9  #: forget managed objects; the body is an array of int64 [-, -]
+    RENEW_COMM = 10  #: replace the user's communicator by a fresh duplicate [-, -]
+    QUERY = 11  #: answer with STATUS, also from within a task [round, -]
+    STATUS = 12  #: what a rank waits for and how many messages it has sent and received [round, -]
+    DEBUG = 13  #: set the debug level of the worker [level, -]
+    LOG = 14  #: debug text for rank 0 [-, -]
+    QUIT = 15  #: end the session [-, -]
+    BYE = 16  #: a worker has left its loop [-, -]
+
+
+# Frames that every worker passes on to its children in the tree before it acts on them.
+TREE_KINDS = frozenset({Kind.CALL, Kind.SYNC, Kind.REMOVE, Kind.RENEW_COMM})
+
+
+class Frame(NamedTuple):
+    """One message between two ranks.
+
+    A named tuple and not a frozen dataclass, because one is made per message and it is three times cheaper.
+
+    Attributes
+    ----------
+    kind : Kind
+        What the frame means.
+    a, b : int
+        Two numbers whose meaning depends on `kind`; signed 64 bit.
+    option : int
+        Flags whose meaning depends on `kind`; 0..255.
+    body : bytes-like
+        Pickled content.
+    buffers : sequence of memoryview
+        Raw buffers that the body refers to, each one-dimensional bytes. A sent frame borrows the memory until the
+        send is complete; in a received one the receiver owns it and may write to it.
+    """
+
+    kind: Kind
+    a: int = 0
+    b: int = 0
+    option: int = 0
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+
+class Head(NamedTuple):
+    """A control message taken apart: the frame without its bulk, and the sizes of what is to come.
+
+    Attributes
+    ----------
+    frame : Frame
+        Complete if `bulk_sizes` is empty.
+    bulk_sizes : tuple of int
+        Bytes of each bulk message that follows.
+    body_in_bulk : bool
+        Whether the first of them is the body.
+    """
+
+    frame: Frame
+    bulk_sizes: tuple[int, ...]
+    body_in_bulk: bool
+
+    def complete(self, bulk: Sequence[Buffer]) -> Frame:
+        """Return the whole frame, given its bulk messages in order."""
+        if self.body_in_bulk:
+            return self.frame._replace(body=bulk[0], buffers=bulk[1:])
+        return self.frame._replace(buffers=bulk)
+
+
+# magic, kind, option, flags, number of buffers, a, b, size of the body
+_HEAD = Struct("<BBBBIqqQ")
+_HEAD_SIZE = _HEAD.size
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+def encode(frame: Frame) -> tuple[bytes, Sequence[Buffer]]:
+    """Return the control message of `frame` and its bulk messages, which borrow the frame's memory."""
+    kind, a, b, option, body, buffers = frame
+    size = len(body)
+    if size <= INLINE_BODY_MAX_BYTES:
+        if not buffers:
+            return _HEAD.pack(MAGIC, kind, option, 0, 0, a, b, size) + body, ()
+        table = Struct(f"<{len(buffers)}Q").pack(*[len(buffer) for buffer in buffers])
+        return _HEAD.pack(MAGIC, kind, option, 0, len(buffers), a, b, size) + table + body, buffers
+    table = Struct(f"<{len(buffers)}Q").pack(*[len(buffer) for buffer in buffers])
+    return _HEAD.pack(MAGIC, kind, option, _BODY_IN_BULK, len(buffers), a, b, size) + table, [body, *buffers]
+
+
+def parse_head(data: Buffer) -> Head:
+    """Take a control message apart.
+
+    Raises
+    ------
+    ProtocolError
+        If `data` is not exactly one control message of this protocol.
+    """
+    if len(data) < _HEAD_SIZE:
+        raise ProtocolError(f"a control message of {len(data)} bytes is shorter than a head ({_HEAD_SIZE} bytes)")
+    magic, kind_number, option, flags, n_buffers, a, b, body_size = _HEAD.unpack_from(data)
+    kind = _KINDS.get(kind_number)
+    if magic != MAGIC or kind is None or flags & ~_BODY_IN_BULK:
+        raise ProtocolError(f"not a taskfarm frame: magic {magic:#x}, kind {kind_number}, flags {flags:#x}")
+    if n_buffers == 0 and flags == 0:
+        if len(data) != _HEAD_SIZE + body_size:
+            raise ProtocolError(f"{kind.name} frame of {len(data)} bytes announces {_HEAD_SIZE + body_size}")
+        return Head(Frame(kind, a, b, option, memoryview(data)[_HEAD_SIZE:]), (), False)
+    return _parse_bulk_head(data, Frame(kind, a, b, option), flags == _BODY_IN_BULK, n_buffers, body_size)
+
+
+def _parse_bulk_head(data: Buffer, frame: Frame, body_in_bulk: bool, n_buffers: int, body_size: int) -> Head:
+    if n_buffers > _MAX_BUFFERS:
+        raise ProtocolError(f"{frame.kind.name} frame announces {n_buffers} buffers")
+    table_end = _HEAD_SIZE + 8 * n_buffers
+    announced = table_end + (0 if body_in_bulk else body_size)
+    if len(data) != announced:
+        raise ProtocolError(f"{frame.kind.name} frame of {len(data)} bytes announces {announced}")
+    sizes: tuple[int, ...] = Struct(f"<{n_buffers}Q").unpack_from(data, _HEAD_SIZE)
+    if max(sizes, default=0) > _MAX_BULK_BYTES or body_size > _MAX_BULK_BYTES:
+        raise ProtocolError(f"{frame.kind.name} frame announces buffers of {max(body_size, *sizes, 0)} bytes")
+    if body_in_bulk:
+        return Head(frame, (body_size, *sizes), True)
+    return Head(frame._replace(body=memoryview(data)[table_end:]), sizes, False)
