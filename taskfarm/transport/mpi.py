@@ -1,0 +1,260 @@
+"""Frames through MPI, on two communicators of our own.
+
+Theory of operation. *Sending* never blocks: every MPI send is an ``Isend`` whose request is kept, with the memory it
+borrows, until it tests complete. *Receiving* never blocks either, since a sender may die in the middle of a message:
+a probe finds a control message, ``Irecv`` starts to take it in, and it is only looked at again when it tests complete.
+Control messages carry the head of a frame, its bulk follows on the second communicator, where (source, tag) order is
+all that is needed to find it. Frames of one sender are delivered in order: a complete small frame waits behind a large
+one that is still coming in.
+
+One bulk message is at most `BULK_CHUNK_BYTES` long, so that counts stay below 2^31 in every MPI.
+
+MPI moves large messages only inside MPI calls. So while anything is unfinished, the loop polls without sleeping.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from mpi4py import MPI
+
+from taskfarm.errors import ProtocolError, UsageError
+from taskfarm.transport.base import Incoming, raise_if_interrupted
+from taskfarm.transport.doorbell import Doorbell
+from taskfarm.transport.waiting import Waiter
+from taskfarm.wire.codec import empty_buffer
+from taskfarm.wire.frames import Buffer, Frame, Head, encode, parse_head
+
+__all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
+
+logger = logging.getLogger(__name__)
+
+BULK_CHUNK_BYTES = 1 << 30  # below 2^31 with room to spare; larger pieces are not faster
+_TAG = 1  # small: the tag range differs between libraries
+
+
+class _Arrival:
+    """A frame that is coming in."""
+
+    __slots__ = ("bulk", "data", "head", "requests")
+
+    def __init__(self, data: bytearray, requests: list[MPI.Request]) -> None:
+        self.data = data
+        self.requests = requests
+        self.head: Head | None = None
+        self.bulk: list[Buffer] = []
+
+
+class MpiTransport:
+    """Transport over MPI; see `taskfarm.transport.base.Transport` for the methods.
+
+    Parameters
+    ----------
+    control, bulk : MPI.Intracomm
+        Two private duplicates of the world; the transport frees them when it is closed.
+    waiter : Waiter
+        How to wait.
+    bell : Doorbell or None
+        How to wake others.
+    matched_probe : bool
+        False to use plain probes, for fabrics on which matched ones misbehave; safe because one thread receives.
+    """
+
+    def __init__(
+        self, control: MPI.Intracomm, bulk: MPI.Intracomm, waiter: Waiter, bell: Doorbell | None, matched_probe: bool
+    ) -> None:
+        self._control = control
+        self._bulk = bulk
+        self._waiter = waiter
+        self._bell = bell
+        self._start = self._start_matched if matched_probe else self._start_plain
+        self._status = MPI.Status()
+        self.rank: int = control.rank
+        self.size: int = control.size
+        self.interrupted = False
+        self._sends: deque[tuple[MPI.Request, object]] = deque()
+        self._arriving: dict[int, deque[_Arrival]] = {}
+        self._ready: deque[Incoming] = deque()
+        self._n_sent_to = [0] * self.size
+        self._n_received = 0
+
+    # Sending
+
+    def send(self, dest: int, frame: Frame) -> None:
+        """Start to send `frame`; see the protocol."""
+        if not 0 <= dest < self.size or dest == self.rank:
+            raise UsageError(f"dest={dest} is not another rank of {self.size}")
+        control, bulk = encode(frame)
+        self._n_sent_to[dest] += 1
+        request = self._control.Isend([control, MPI.BYTE], dest, _TAG)
+        if bulk or not request.Test():
+            self._sends.append((request, control))
+        for buffer in bulk:
+            self._send_bulk(dest, buffer)
+        if self._bell is not None:
+            self._bell.ring(dest)
+
+    def _send_bulk(self, dest: int, buffer: Buffer) -> None:
+        view = memoryview(buffer)
+        for start in range(0, len(view), BULK_CHUNK_BYTES):
+            chunk = view[start : start + BULK_CHUNK_BYTES]
+            self._sends.append((self._bulk.Isend([chunk, MPI.BYTE], dest, _TAG), chunk))
+
+    @property
+    def n_unsent(self) -> int:
+        """Number of MPI sends that are not complete."""
+        return len(self._sends)
+
+    def _move_sends(self) -> None:
+        for _ in range(len(self._sends)):
+            item = self._sends.popleft()
+            if not item[0].Test():
+                self._sends.append(item)
+
+    def complete_sends(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
+        """Move until nothing is unsent; see the protocol."""
+        while self._sends:
+            item = self.receive_nowait()
+            if item is not None:
+                on_frame(*item)
+            elif self._sends:
+                raise_if_interrupted(self)
+                if time.monotonic() >= deadline:
+                    return False
+                self._waiter.busy()
+        return True
+
+    # Receiving
+
+    def _start_matched(self) -> tuple[int, bytearray, MPI.Request] | None:
+        message = self._control.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)
+        if message is None:
+            return None
+        data = bytearray(self._status.Get_count(MPI.BYTE))
+        return self._status.Get_source(), data, message.Irecv([data, MPI.BYTE])
+
+    def _start_plain(self) -> tuple[int, bytearray, MPI.Request] | None:
+        if not self._control.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status):
+            return None
+        source = self._status.Get_source()
+        data = bytearray(self._status.Get_count(MPI.BYTE))
+        return source, data, self._control.Irecv([data, MPI.BYTE], source, self._status.Get_tag())
+
+    def receive_nowait(self) -> Incoming | None:
+        """Move everything once; return the next complete frame, or None."""
+        if self._ready:
+            return self._ready.popleft()
+        if self._sends:
+            self._move_sends()
+        started = self._start()
+        if started is not None:
+            source, data, request = started
+            self._n_received += 1
+            if source not in self._arriving and request.Test():
+                head = self._parse(source, data)
+                if head is None:
+                    return None
+                if not head.bulk_sizes:
+                    return source, head.frame
+                self._arriving[source] = deque([self._begin_bulk(source, _Arrival(data, []), head)])
+            else:
+                self._arriving.setdefault(source, deque()).append(_Arrival(data, [request]))
+        if self._arriving:
+            self._move_arrivals()
+            if self._ready:
+                return self._ready.popleft()
+        return None
+
+    def _parse(self, source: int, data: bytearray) -> Head | None:
+        try:
+            return parse_head(data)
+        except ProtocolError:
+            logger.exception("rank %d: dropped a bad message from rank %d", self.rank, source)
+            return None
+
+    def _begin_bulk(self, source: int, arrival: _Arrival, head: Head) -> _Arrival:
+        arrival.head = head
+        for size in head.bulk_sizes:
+            buffer = empty_buffer(size)
+            arrival.bulk.append(buffer)
+            for start in range(0, size, BULK_CHUNK_BYTES):
+                chunk = buffer[start : start + BULK_CHUNK_BYTES]
+                arrival.requests.append(self._bulk.Irecv([chunk, MPI.BYTE], source, _TAG))
+        return arrival
+
+    def _move_arrivals(self) -> None:
+        for source in list(self._arriving):
+            queue = self._arriving[source]
+            for arrival in list(queue):  # bulk of later frames must be posted in order, and may overtake nothing
+                arrival.requests = [request for request in arrival.requests if not request.Test()]
+                if arrival.head is None:
+                    if arrival.requests:
+                        break
+                    head = self._parse(source, arrival.data)
+                    if head is None:
+                        queue.remove(arrival)
+                    else:
+                        self._begin_bulk(source, arrival, head)
+            while queue and not queue[0].requests and (done := queue[0].head) is not None:
+                arrival = queue.popleft()
+                self._ready.append((source, done.complete(arrival.bulk) if arrival.bulk else done.frame))
+            if not queue:
+                del self._arriving[source]
+
+    def receive(self, deadline: float) -> Incoming | None:
+        """Wait for the next frame; see the protocol."""
+        item = self.receive_nowait()
+        if item is not None:
+            return item
+        waiter = self._waiter
+        try:
+            while True:
+                item = self.receive_nowait()
+                if item is not None:
+                    return item
+                if self.interrupted:
+                    raise_if_interrupted(self)
+                now = time.monotonic()
+                if now >= deadline:
+                    return None
+                if self._sends or self._arriving:
+                    waiter.busy()
+                else:
+                    waiter.idle(now, deadline)
+        finally:
+            waiter.reset()
+
+    # The end
+
+    def close(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
+        """Take in every frame that was sent to this rank, then free the communicators; see the protocol.
+
+        How many frames that is comes from a non-blocking reduction of everybody's counts, so that nothing is left
+        unread (which some MPI libraries punish at finalize).
+        """
+        total = np.zeros(1, dtype=np.int64)
+        counts = np.array(self._n_sent_to, dtype=np.int64)
+        reduction = self._control.Ireduce_scatter_block(counts, total)
+        reduced = False
+        while True:
+            while (item := self.receive_nowait()) is not None:
+                on_frame(*item)
+            reduced = reduced or reduction.Test()
+            if reduced and self._n_received == total[0] and not self._sends and not self._arriving:
+                break
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            self._waiter.busy() if self._sends or self._arriving else self._pause()
+        self._control.Free()
+        self._bulk.Free()
+        if self._bell is not None:
+            self._bell.close()
+        return True
+
+    def _pause(self) -> None:
+        time.sleep(100e-6)
