@@ -1,0 +1,1 @@
+"""What connects decisions with messages: controller, worker, session, launch and end."""

@@ -1,0 +1,250 @@
+"""Collective calls, as rank 0 makes them.
+
+What is known of the calls is in the book (`taskfarm.scheduling.calls`); this carries out what follows from it: sending
+calls along the tree, running rank 0's own part, raising what workers reported, and repairing what a failure left.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from taskfarm.config import OnError
+from taskfarm.errors import ProtocolError, RankFailure, RemoteError
+from taskfarm.runtime.endpoint import Endpoint, Surroundings
+from taskfarm.runtime.options import CallOption
+from taskfarm.runtime.runner import decode_failure, describe, failure_of
+from taskfarm.runtime.work import pack_work
+from taskfarm.scheduling.calls import CallBook
+from taskfarm.scheduling.tree import children
+from taskfarm.wire.codec import unpack
+from taskfarm.wire.frames import Frame, Kind
+
+__all__ = ["Caller"]
+
+logger = logging.getLogger(__name__)
+
+NOTES_PATIENCE_S = 1.0  # how long a failing call waits for the other ranks' outcomes before it raises
+
+
+class Caller:
+    """Rank 0's side of collective calls.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+        Rank 0's endpoint; serves frames while the caller waits.
+    workers : sequence of int
+        The other ranks.
+    surroundings : Surroundings
+        The rest of the rank.
+    drain_tasks : callable
+        Returns when no task is running, or raises.
+
+    Attributes
+    ----------
+    current : int
+        Number of the call that rank 0 is inside of; 0 if it is in none.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        workers: Sequence[int],
+        surroundings: Surroundings,
+        drain_tasks: Callable[[], None],
+    ) -> None:
+        self.book = CallBook(workers)
+        self.current = 0
+        self._outermost = 0  # where calls are nested: the first of those that rank 0 is inside of
+        self._endpoint = endpoint
+        self._transport = endpoint.transport
+        self._workers = workers
+        self._surroundings = surroundings
+        self._registry = surroundings.registry
+        self._drain_tasks = drain_tasks
+        self._children = children(0, endpoint.transport.size)
+        self._values: dict[int, dict[int, Frame]] = {}
+
+    @property
+    def done(self) -> int:
+        """Number of the last call that rank 0 has left; calls inside a call do not count."""
+        return self._outermost - 1 if self._outermost else self.book.last
+
+    # Frames
+
+    def on_failed(self, source: int, frame: Frame) -> None:
+        """Note that a worker raised in a call."""
+        failure = decode_failure(frame.body)
+        if failure.rank != source:
+            raise ProtocolError(f"a failure of rank {failure.rank} came from rank {source}")
+        self.book.on_failed(frame.a, frame.b, failure)
+
+    def on_value(self, source: int, frame: Frame) -> None:
+        """Keep a worker's return value for the call that wants it."""
+        if frame.a in self._values:
+            self._values[frame.a][source] = frame
+
+    def on_done(self, source: int, frame: Frame) -> None:
+        """Note up to which call a worker is through."""
+        self.book.on_done_up_to(source, frame.a)
+
+    # Calls
+
+    def call(
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        mode: OnError,
+        *,
+        values: bool = False,
+    ) -> Any:
+        """Run ``fn(*args, **kwargs)`` on every rank; return rank 0's value, or with `values` everybody's.
+
+        Raises
+        ------
+        RemoteError
+            If workers failed in an earlier call (this one did not happen then), or, in mode ``wait`` or with
+            `values`, in this one.
+        UsageError
+            If the function or an argument does not pickle, or tasks wait for messages that nobody sends.
+        """
+        self._prepare()
+        packed = pack_work("call", fn, args, kwargs)
+        self._endpoint.watch()
+        number = self.book.begin(describe(fn), self._registry.counter)
+        wait = values or mode is OnError.WAIT
+        option = CallOption.REPORT if wait else CallOption.NOTHING
+        if values:
+            option |= CallOption.VALUE
+            self._values[number] = {}
+        elif mode is OnError.PRINT:
+            option |= CallOption.PRINT
+        frame = Frame(Kind.CALL, number, self._registry.counter, option, packed.body, packed.buffers)
+        result = self._send_and_run(frame, fn, args, kwargs)
+        if not wait:
+            return result
+        self._endpoint.serve_until(lambda: not self.book.behind(number))
+        frames = self._values.pop(number, {})
+        self._raise_untold()
+        return [result, *self._worker_values(describe(fn), frames)] if values else result
+
+    def _worker_values(self, what: str, frames: Mapping[int, Frame]) -> list[Any]:
+        values = []
+        for rank in self._workers:
+            try:
+                values.append(unpack(frames[rank].body, frames[rank].buffers))
+            except Exception as exc:
+                failure = failure_of(exc, rank, self._surroundings.host)
+                raise RemoteError(f"loading the value of {what} from rank {rank}", [failure]) from exc
+        return values
+
+    def _send_and_run(
+        self, frame: Frame, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Send a call and run rank 0's own part; from here on, the call ends here whatever happens."""
+        number = frame.a
+        outer, self.current = self.current, number
+        self._outermost = self._outermost or number
+        try:
+            self._to_all(frame)
+            if frame.buffers:
+                self._transport.complete_sends(math.inf, self._endpoint.handle)
+            result = fn(*args, **kwargs)
+        except BaseException as exc:
+            self._return_to(outer)
+            self.book.on_local_end(number, self._registry.counter, raised=True)
+            self._values.pop(number, None)
+            if not outer:
+                self._add_notes(number, exc)
+            raise
+        self._return_to(outer)
+        self.book.on_local_end(number, self._registry.counter, raised=False)
+        return result
+
+    def _return_to(self, outer: int) -> None:
+        self.current = outer
+        if not outer:
+            self._outermost = 0
+
+    def _add_notes(self, number: int, exc: BaseException) -> None:
+        """Attach what happened on the workers to rank 0's own exception."""
+        self._endpoint.watch()(number, failure_of(exc, 0, self._surroundings.host).headline())
+        if not isinstance(exc, Exception):
+            return  # KeyboardInterrupt and SystemExit want to get out now
+        self._settle(number, time.monotonic() + NOTES_PATIENCE_S)
+        for failure in self.book.take_failures_of(number):
+            note = f"[in the same collective call] {failure.headline()}\n{failure.traceback.rstrip()}"
+            if hasattr(exc, "add_note"):
+                exc.add_note(note)
+            else:  # Python 3.10
+                exc.__notes__ = [*getattr(exc, "__notes__", []), note]  # type: ignore[attr-defined]
+        for rank in self.book.behind(number):
+            logger.warning("rank 0: rank %d is still inside call %d, in which rank 0 raised", rank, number)
+
+    def _prepare(self) -> None:
+        self._endpoint.serve_nowait()
+        self._drain_tasks()
+        if self.book.has_untold:
+            self._settle(self.book.last, time.monotonic() + NOTES_PATIENCE_S)
+            self._raise_untold()
+        if not self.current:
+            self._repair()
+        if self.book.must_wait():
+            self._endpoint.serve_until(lambda: not self.book.must_wait())
+            if self.book.has_untold:
+                self._prepare()
+        if dead := self._registry.take_dead():
+            self._remove_everywhere(dead)
+
+    def _repair(self) -> None:
+        """After a failure: learn every rank's outcome, drop ids that are not everywhere, renew the communicator."""
+        if self.book.has_trouble:
+            self._settle(self.book.last, math.inf)
+            self._raise_untold()
+        if orphans := self.book.take_orphans():
+            self._remove_everywhere(orphans)
+        if self.book.diverged:
+            self._to_all(Frame(Kind.RENEW_COMM))
+            self._surroundings.renew_comm()
+            self.book.on_renewed()
+
+    def settle(self, deadline: float) -> None:
+        """Wait until every worker is through with all calls, or `deadline` has passed."""
+        if self.book.done_everywhere < self.book.last:
+            self._settle(self.book.last, deadline)
+
+    def _settle(self, number: int, deadline: float) -> None:
+        """Wait until every worker is through with call `number`, or `deadline` has passed."""
+        if self.book.behind(number):
+            self._to_all(Frame(Kind.SYNC))
+            self._endpoint.serve_until(lambda: not self.book.behind(number), deadline)
+
+    def _raise_untold(self) -> None:
+        untold = self.book.take_untold()
+        if untold:
+            raise _remote_error(untold)
+
+    def _remove_everywhere(self, obj_ids: Sequence[int]) -> None:
+        self._registry.discard(obj_ids)
+        self._to_all(Frame(Kind.REMOVE, body=np.array(obj_ids, dtype="<i8").tobytes()))
+
+    def _to_all(self, frame: Frame) -> None:
+        for rank in self._children:
+            self._transport.send(rank, frame)
+
+    def take_untold_failures(self) -> RemoteError | None:
+        """Return, once, the failures that nobody has been told of, as the error to raise or print."""
+        untold = self.book.take_untold()
+        return _remote_error(untold) if untold else None
+
+
+def _remote_error(untold: Sequence[tuple[str, Sequence[RankFailure]]]) -> RemoteError:
+    what = ", ".join(name for name, _ in untold)
+    return RemoteError(what, [failure for _, failures in untold for failure in failures])

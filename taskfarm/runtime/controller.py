@@ -1,0 +1,194 @@
+"""Rank 0: spawns tasks, hands out what they send, and ends the session.
+
+The controller has no thread of its own. Every entry into the library takes in what has arrived; between entries the
+transport's memory holds it. Collective calls are the business of its `Caller`. Tasks and calls share the workers by
+one rule: a call is sent only when no task is running, so a collective never meets a task.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+from taskfarm.errors import UsageError
+from taskfarm.runtime.caller import Caller
+from taskfarm.runtime.endpoint import Endpoint, Surroundings, TaskEnded, TaskResult
+from taskfarm.runtime.options import ResultWanted
+from taskfarm.scheduling.farm import Assignment, Farm
+from taskfarm.scheduling.mailbox import Letter
+from taskfarm.scheduling.quiescence import Inquiry
+from taskfarm.transport.base import Transport
+from taskfarm.wire.codec import Packed
+from taskfarm.wire.frames import Frame, Kind
+
+__all__ = ["Controller"]
+
+logger = logging.getLogger(__name__)
+
+QUIT_S = 0.5  # an idle worker leaves within milliseconds
+INQUIRY_PAUSE_S = 0.02  # between two rounds of questions while tasks are drained
+WARN_AFTER_S = 10.0  # first word about tasks or calls that keep rank 0 waiting
+
+
+class Controller(Endpoint):
+    """The session on rank 0.
+
+    Parameters
+    ----------
+    transport : Transport
+        Moves the frames.
+    hosts : mapping of int to str
+        Host of each worker rank.
+    surroundings : Surroundings
+        The rest of the rank.
+    """
+
+    def __init__(self, transport: Transport, hosts: Mapping[int, str], surroundings: Surroundings) -> None:
+        super().__init__(transport, surroundings, 0)
+        self.farm = Farm(hosts, [surroundings.host])
+        self.caller = Caller(self, sorted(hosts), surroundings, self._drain_for_call)
+        self._workers = sorted(hosts)
+        self._inquiry = Inquiry(range(transport.size))
+        self._byes: set[int] = set()
+        self._handlers.update(
+            {
+                Kind.DONE: self.on_done,
+                Kind.CALL_FAILED: self.caller.on_failed,
+                Kind.CALL_VALUE: self.caller.on_value,
+                Kind.CALLS_DONE: self.caller.on_done,
+                Kind.STATUS: self.on_status,
+                Kind.LOG: self.on_log,
+                Kind.BYE: self.on_bye,
+            }
+        )
+
+    @property
+    def current_call(self) -> int:
+        """Number of the call that rank 0 is inside of; 0 if it is in none."""
+        return self.caller.current
+
+    @property
+    def done_call(self) -> int:
+        """Number of the last call that rank 0 has left."""
+        return self.caller.done
+
+    # Frames
+
+    def on_done(self, source: int, frame: Frame) -> None:
+        """Turn the end of a task, and its result if wanted, into letters."""
+        self.farm.on_ended(frame.a, source)
+        if frame.option & ResultWanted.MESSAGE:
+            self.mailbox.put(Letter(source, frame.a, 0, TaskResult(frame)))
+        self.mailbox.put(Letter(source, frame.a, 0, TaskEnded(frame.a)))
+
+    def on_status(self, source: int, frame: Frame) -> None:
+        """Take in what a rank waits for."""
+        self._inquiry.on_answer(source, frame.a, self.read_status(frame.body))
+
+    def on_log(self, source: int, frame: Frame) -> None:
+        """Print a worker's debug text."""
+        print(bytes(frame.body).decode(errors="replace"), flush=True)
+
+    def on_bye(self, source: int, frame: Frame) -> None:
+        """Note that a worker has left its loop."""
+        self._byes.add(source)
+
+    # Tasks
+
+    def spawn(
+        self, packed: Packed, count: int | None, hosts: Collection[str] | None, wanted: ResultWanted
+    ) -> list[Assignment]:
+        """Run `packed` work as a task in up to `count` free slots; its raw buffers are sent when this returns."""
+        if self.current_call:
+            raise UsageError(f"spawnFunction inside call {self.current_call}: the workers are busy with the call")
+        self.caller.settle(math.inf)  # a task must not overtake a call that is still on its way
+        assigned = self.farm.assign(count, hosts)
+        for slot in assigned:
+            frame = Frame(Kind.SPAWN, slot.number, 1, wanted, packed.body, packed.buffers)
+            self.transport.send(slot.rank, frame)
+        if packed.buffers:
+            self.transport.complete_sends(math.inf, self.handle)
+        return assigned
+
+    def take_letter(self, deadline: float, rank: int | None = None) -> Letter | None:
+        """Hand out the next letter; handing out a task's end frees its slot."""
+        if self.current_call:
+            raise UsageError(f"receiveMessage inside call {self.current_call}: no task runs while the call does")
+        letter = self.receive_letter(deadline, rank)
+        if letter is not None and type(letter.content) is TaskEnded:
+            self.farm.on_handed_out(letter.number)
+        return letter
+
+    def drain_tasks(self, deadline: float, what: str, *, at_end: bool = False) -> list[tuple[int, int]]:
+        """Serve messages until every task has reported its end.
+
+        With `at_end`, tasks that wait for a message only for some time count as stuck too.
+
+        Returns
+        -------
+        list of tuple of int
+            (rank, number) of the tasks that are still running: all of them wait for a message that nobody will send,
+            or `deadline` has passed.
+        """
+        started = time.monotonic()
+        warned = False
+        asked_at = -math.inf
+        inquiry = self._inquiry = Inquiry(range(self.transport.size), self._inquiry.round)
+        while self.farm.n_running:
+            now = time.monotonic()
+            running = [(slot.rank, slot.number) for slot in self.farm.running()]
+            if now >= deadline:
+                return running
+            if not warned and now - started > WARN_AFTER_S:
+                warned = True
+                logger.warning("rank 0: %s waits for running tasks %s", what, _names(running))
+            if (inquiry.complete or asked_at < started) and now - asked_at >= INQUIRY_PAUSE_S:
+                if stuck := inquiry.stuck_tasks(running, or_waiting=at_end):
+                    return stuck
+                asked_at = now
+                self._ask_all()
+            item = self.transport.receive(min(deadline, now + INQUIRY_PAUSE_S))
+            if item is not None:
+                self.handle(*item)
+        return []
+
+    def _drain_for_call(self) -> None:
+        if self.farm.n_running and (stuck := self.drain_tasks(math.inf, "call")):
+            raise UsageError(
+                f"call: {_names(stuck)} wait in receiveMessage and nobody will send them anything; "
+                "send what they wait for, or let them end, before the collective call"
+            )
+
+    def _ask_all(self) -> None:
+        round_ = self._inquiry.start_round()
+        self._inquiry.on_answer(0, round_, self.status())
+        for rank in self._workers:
+            self.transport.send(rank, Frame(Kind.QUERY, round_))
+
+    # The end
+
+    def set_worker_debug(self, level: int) -> None:
+        """Set the debug level of all workers."""
+        for rank in self._workers:
+            self.transport.send(rank, Frame(Kind.DEBUG, level))
+
+    def quit_workers(self, deadline: float) -> list[int]:
+        """Tell every worker to leave its loop; return the ranks that have not by `deadline`."""
+        self.caller.settle(deadline)  # calls on their way through the tree come before the end
+        for rank in self._workers:
+            self.transport.send(rank, Frame(Kind.QUIT))
+        deadline = max(deadline, time.monotonic() + QUIT_S)  # even if the calls have used up the time
+        self.serve_until(lambda: len(self._byes) == len(self._workers), deadline)
+        return [rank for rank in self._workers if rank not in self._byes]
+
+    def leftover_objects(self) -> list[int]:
+        """Return the ids of managed objects that are still owned; those of dead handles are forgotten."""
+        self._registry.discard(self._registry.take_dead())
+        return sorted(self._registry.objects)
+
+
+def _names(tasks: Sequence[tuple[int, int]]) -> str:
+    plural = "task" if len(tasks) == 1 else "tasks"
+    return f"{plural} {', '.join(f'{rank}:{number}' for rank, number in tasks)}"

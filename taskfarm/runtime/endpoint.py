@@ -1,0 +1,220 @@
+"""What controller and workers have in common: taking in frames, and messages between tasks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, NamedTuple
+
+from taskfarm.config import Config
+from taskfarm.errors import ProtocolError
+from taskfarm.runtime.registry import Registry
+from taskfarm.scheduling.mailbox import Letter, Mailbox
+from taskfarm.scheduling.quiescence import RankStatus, Wait
+from taskfarm.transport.base import Transport, raise_if_interrupted
+from taskfarm.wire.codec import empty_buffer, pack
+from taskfarm.wire.frames import Buffer, Frame, Kind
+
+__all__ = ["CutOff", "Endpoint", "Surroundings", "TaskEnded", "TaskResult"]
+
+logger = logging.getLogger(__name__)
+
+_STATUS = Struct("<qqqq")
+_MISSES = 2  # a first MPI probe may only make progress and let the second one see the message (MPICH 5)
+
+
+class TaskResult(NamedTuple):
+    """Content of the letter that a task's result makes; `frame` is the task's DONE frame."""
+
+    frame: Frame
+
+
+class TaskEnded(NamedTuple):
+    """Content of the letter that a task's end makes."""
+
+    number: int
+
+
+ReportFailure = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an endpoint needs of the rest of its rank.
+
+    Attributes
+    ----------
+    host : str
+        Name of this rank's host.
+    registry : Registry
+        Its managed objects.
+    config : Config
+        Its options.
+    renew_comm : callable
+        Replaces the user's communicator; collective.
+    start_watch : callable
+        Starts the watch channel; returns a function to be told of (call number, text) when this rank raises in a call.
+    """
+
+    host: str
+    registry: Registry
+    config: Config
+    renew_comm: Callable[[], None]
+    start_watch: Callable[[], ReportFailure]
+
+
+class Endpoint:
+    """One rank's side of the session.
+
+    Parameters
+    ----------
+    transport : Transport
+        Moves the frames.
+    surroundings : Surroundings
+        The rest of the rank.
+    number : int or None
+        Number of the task that runs here from the start: 0 on rank 0, whose task is the main program.
+    """
+
+    def __init__(self, transport: Transport, surroundings: Surroundings, number: int | None) -> None:
+        self.transport = transport
+        self._surroundings = surroundings
+        self._registry = surroundings.registry
+        self._report: ReportFailure | None = None
+        self.mailbox: Mailbox = Mailbox(number)
+        self.debug = 0
+        self._n_sent = 0
+        self._n_received = 0
+        self._waits = Wait.NOT
+        self._handlers: dict[Kind, Callable[[int, Frame], None]] = {
+            Kind.MESSAGE: self.on_message,
+            Kind.QUERY: self.on_query,
+        }
+
+    def watch(self) -> ReportFailure:
+        """Return where failures in calls are reported; the first call starts the watch channel."""
+        if self._report is None:
+            self._report = self._surroundings.start_watch()
+        return self._report
+
+    # Taking in
+
+    def handle(self, source: int, frame: Frame) -> None:
+        """React to one frame; a frame that does not fit is logged and changes nothing."""
+        handler = self._handlers.get(frame.kind)
+        if handler is None:
+            logger.error("rank %d: dropped a %s frame from rank %d", self.transport.rank, frame.kind.name, source)
+            return
+        try:
+            handler(source, frame)
+        except ProtocolError as exc:
+            logger.error(
+                "rank %d: dropped a %s frame from rank %d: %s", self.transport.rank, frame.kind.name, source, exc
+            )
+
+    def serve_nowait(self) -> None:
+        """React to every frame that is here."""
+        receive_nowait = self.transport.receive_nowait
+        misses = 0
+        while misses < _MISSES:
+            item = receive_nowait()
+            if item is None:
+                misses += 1
+            else:
+                misses = 0
+                self.handle(*item)
+        if self.transport.interrupted:
+            raise_if_interrupted(self.transport)
+
+    def serve_until(self, condition: Callable[[], bool], deadline: float = math.inf) -> bool:
+        """React to frames until `condition` holds (True) or `deadline` has passed (False)."""
+        while not condition():
+            item = self.transport.receive(deadline)
+            if item is not None:
+                self.handle(*item)
+            elif time.monotonic() >= deadline:
+                return condition()
+        return True
+
+    def on_message(self, source: int, frame: Frame) -> None:
+        """Put a message into the mailbox."""
+        self._n_received += 1
+        self.mailbox.put(Letter(source, frame.a, frame.b, frame))
+
+    def on_query(self, source: int, frame: Frame) -> None:
+        """Answer what this rank waits for."""
+        status = self.status()
+        body = _STATUS.pack(status.task, status.waits, status.n_sent, status.n_received)
+        self.transport.send(source, Frame(Kind.STATUS, frame.a, body=body))
+
+    def status(self) -> RankStatus:
+        """Return this rank's answer to a query."""
+        return RankStatus(self.mailbox.number or 0, self._waits, self._n_sent, self._n_received)
+
+    @staticmethod
+    def read_status(body: Buffer) -> RankStatus:
+        """Return the status in the body of a STATUS frame."""
+        if len(body) != _STATUS.size:
+            raise ProtocolError(f"a STATUS body has {len(body)} bytes")
+        task, waits, n_sent, n_received = _STATUS.unpack(body)
+        if waits not in (Wait.NOT, Wait.FOR_EVER, Wait.FOR_A_TIME):
+            raise ProtocolError(f"a STATUS body says that a task waits in way {waits}")
+        return RankStatus(task, Wait(waits), n_sent, n_received)
+
+    # Messages between tasks
+
+    def send_message(self, dest: int, number: int, obj: Any) -> None:
+        """Send `obj` to task `number` on rank `dest`; what cannot be sent at once is copied.
+
+        Raises
+        ------
+        Exception
+            What pickling raises; nothing was sent then.
+        """
+        packed = pack(obj)
+        frame = Frame(Kind.MESSAGE, self.mailbox.number or 0, number, 0, packed.body, packed.buffers)
+        if dest == self.transport.rank:
+            copy = frame._replace(buffers=[_copy(buffer) for buffer in packed.buffers])
+            self.mailbox.put(Letter(dest, frame.a, number, copy))
+            return
+        if packed.buffers:  # the receiver may be busy for long, and the caller may change its arrays
+            frame = frame._replace(buffers=[_copy(buffer) for buffer in packed.buffers])
+        self._n_sent += 1
+        self.transport.send(dest, frame)
+        if self.transport.n_unsent:
+            self.serve_nowait()
+
+    def receive_letter(self, deadline: float, rank: int | None = None) -> Letter | None:
+        """Wait for a letter, of `rank` if given, until `deadline`; None then."""
+        mailbox = self.mailbox
+        while (letter := mailbox.take(rank)) is None:
+            if time.monotonic() >= deadline:  # whatever else arrives, one deadline bounds the wait
+                self.serve_nowait()
+                return mailbox.take(rank)
+            self._waits = Wait.FOR_EVER if deadline == math.inf else Wait.FOR_A_TIME
+            try:
+                item = self.transport.receive(deadline)
+                if item is not None:
+                    self.handle(*item)
+            finally:
+                self._waits = Wait.NOT
+        return letter
+
+    def check_letter(self, rank: int | None = None) -> bool:
+        """Tell whether a letter, of `rank` if given, is here."""
+        self.serve_nowait()
+        return self.mailbox.holds(rank)
+
+
+def _copy(buffer: Buffer) -> memoryview:
+    copy = empty_buffer(len(buffer))
+    copy[:] = buffer
+    return copy
+
+
+class CutOff(BaseException):
+    """Ends a task that waits in `receiveMessage` when the session ends; not an `Exception`, so that it gets through."""

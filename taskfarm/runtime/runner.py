@@ -1,0 +1,144 @@
+"""Running the user's function: the one place where ``BaseException`` is caught, and failures as messages.
+
+The worker loop hands work to `run` and gets an `Outcome` back; it does not assume in which process the function ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn
+
+from taskfarm.errors import ProtocolError, RankFailure
+from taskfarm.wire.codec import pack, unpack
+from taskfarm.wire.frames import Buffer
+
+__all__ = ["Outcome", "decode_failure", "describe", "encode_failure", "failure_of", "is_own_file", "run"]
+
+_PACKAGE_DIR = str(Path(__file__).parent.parent) + os.sep
+
+
+class Outcome(NamedTuple):
+    """How one execution of the user's function ended: with a value, or with an exception."""
+
+    value: Any = None
+    exception: BaseException | None = None
+
+
+def run(fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Outcome:
+    """Run the user's function; whatever it raises, ``SystemExit`` included, becomes an `Outcome`."""
+    pid = os.getpid()
+    try:
+        outcome = Outcome(fn(*args, **kwargs) if kwargs else fn(*args))
+    except BaseException as exc:  # noqa: BLE001
+        outcome = Outcome(None, exc)
+    if os.getpid() != pid:
+        _end_forked_child(outcome.exception)
+    return outcome
+
+
+def _end_forked_child(exc: BaseException | None) -> NoReturn:
+    """End a child that the user's function forked and that came out of it: it must not go on as a second worker.
+
+    By ``os._exit``, since the end of the interpreter would end the parent's MPI.
+    """
+    if exc is not None and not isinstance(exc, SystemExit):
+        traceback.print_exception(type(exc), exc, exc.__traceback__)
+    flush_output()
+    code = exc.code if isinstance(exc, SystemExit) else exc and 1
+    os._exit(code if isinstance(code, int) else 1 if code else 0)
+
+
+def is_own_file(filename: str) -> bool:
+    """Tell whether a source file belongs to this package."""
+    return filename.startswith(_PACKAGE_DIR)
+
+
+def _user_traceback(tb: TracebackType | None) -> TracebackType | None:
+    """Return `tb` without the leading frames of this package; the whole of it if there are no others."""
+    first = tb
+    while first is not None and is_own_file(first.tb_frame.f_code.co_filename):
+        first = first.tb_next
+    return first if first is not None else tb
+
+
+def failure_of(exc: BaseException, rank: int, host: str) -> RankFailure:
+    """Describe an exception that was just caught on this rank."""
+    tb = _user_traceback(exc.__traceback__)
+    text = "".join(traceback.format_exception(type(exc), exc, tb))
+    frames = traceback.extract_tb(tb)
+    place = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    return RankFailure(rank, host, type(exc).__qualname__, _message_of(exc), text, place, exc)
+
+
+def _message_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001 - a broken __str__ of the user's exception must not hide the failure
+        return "(its message cannot be formatted)"
+
+
+def encode_failure(failure: RankFailure) -> bytes:
+    """Return `failure` as bytes; the exception itself is left out if it would not survive the journey."""
+    body = b""
+    if failure.exception is not None:
+        try:
+            packed = pack(failure.exception)
+            body = pickle.dumps((packed.body, [bytes(buffer) for buffer in packed.buffers]))
+            if not isinstance(_decode_exception(body), BaseException):
+                body = b""
+        except Exception:  # noqa: BLE001 - user code in __reduce__ may raise anything; the text travels in any case
+            body = b""
+    text = (failure.rank, failure.host, failure.type_name, failure.message, failure.traceback, failure.place)
+    return pickle.dumps((text, body), protocol=5)
+
+
+def _decode_exception(body: bytes) -> Any:
+    pickled, buffers = pickle.loads(body)
+    return unpack(pickled, buffers)
+
+
+def decode_failure(body: Buffer) -> RankFailure:
+    """Return the failure that `encode_failure` made bytes of; raise `ProtocolError` if these are others."""
+    try:
+        text, pickled = pickle.loads(body)
+        rank, host, type_name, message, trace, place = text
+    except Exception as exc:
+        raise ProtocolError(f"a failure report that cannot be read: {type(exc).__name__}: {exc}") from exc
+    exception = None
+    if pickled:
+        try:
+            exception = _decode_exception(pickled)
+        except Exception:  # noqa: BLE001 - e.g. its class is not importable here; the text says it all
+            exception = None
+    return RankFailure(
+        rank, host, type_name, message, trace, place, exception if isinstance(exception, BaseException) else None
+    )
+
+
+def describe(fn: object) -> str:
+    """Return ``module.name`` of a function, for messages."""
+    name = getattr(fn, "__qualname__", None)
+    return f"{getattr(fn, '__module__', '?')}.{name}" if name else repr(fn)
+
+
+def flush_output() -> None:
+    """Flush what the user's function printed; the streams may be objects of the user's that cannot be."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def print_error(text: str) -> None:
+    """Print one message on standard error, whole and at once."""
+    for stream in (sys.stderr, sys.__stderr__):
+        with contextlib.suppress(Exception):  # None, closed, or an object of the user's
+            stream.write(text.rstrip() + "\n")  # type: ignore[union-attr]
+            stream.flush()  # type: ignore[union-attr]
+            return

@@ -1,0 +1,396 @@
+"""The session: this process's part in the farm, from the first look at the world to the end.
+
+There is one session per process, made at the first use of a face, and all faces share it. It goes through the phases
+of `PHASE_TABLE`: nothing has happened yet (IDLE), the ranks are meeting (OPENING), they work together (OPEN), the work
+is over (CLOSED). On rank 0 an open session holds a `Controller`, elsewhere a `Worker`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from taskfarm.config import Config
+from taskfarm.errors import InternalError, UsageError, WorkerLostError
+from taskfarm.runtime import ending, interrupts
+from taskfarm.runtime.controller import Controller
+from taskfarm.runtime.endpoint import ReportFailure, Surroundings
+from taskfarm.runtime.launch import wrong_launcher
+from taskfarm.runtime.libmpi import SearchPaths, find_library
+from taskfarm.runtime.registry import Registry
+from taskfarm.runtime.runner import flush_output, print_error
+from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch, promised_rank, usable_cores
+from taskfarm.runtime.watcher import WatchClient, WatchServer, main_thread_place
+from taskfarm.runtime.worker import Worker
+from taskfarm.scheduling.machine import Table, advance
+from taskfarm.scheduling.stuck import StuckJudge, Whereabouts
+from taskfarm.transport import prepare_mpi4py
+from taskfarm.transport.base import Transport
+from taskfarm.transport.local import LocalHub
+from taskfarm.wire.frames import Frame
+
+if TYPE_CHECKING:
+    from taskfarm.transport.world import Opened, Opening, PeerInfo, World
+
+__all__ = ["PHASE_TABLE", "STUCK_STATUS", "Phase", "PhaseEvent", "Session", "current"]
+
+logger = logging.getLogger(__name__)
+
+STUCK_STATUS = 75  # EX_TEMPFAIL of sysexits.h: a rank was stuck in a failed collective call
+WAIT_WARNING_S = 10.0  # first word about ranks that do not come
+CLOSE_S = 30.0  # everybody has said good-bye: what is left is to agree that all has arrived
+
+
+class Phase(Enum):
+    """Phases of a session."""
+
+    IDLE = "idle"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class PhaseEvent(Enum):
+    """What happens to a session."""
+
+    BEGAN = "began to open"
+    ALL_HERE = "all ranks are here"
+    ENDED = "ended"
+
+
+PHASE_TABLE: Table[Phase, PhaseEvent] = {
+    (Phase.IDLE, PhaseEvent.BEGAN): Phase.OPENING,
+    (Phase.OPENING, PhaseEvent.ALL_HERE): Phase.OPEN,
+    (Phase.OPEN, PhaseEvent.ENDED): Phase.CLOSED,
+}
+
+_session: Session | None = None  # the one mutable global of the library
+
+
+def current() -> Session:
+    """Return this process's session; the first call makes it."""
+    global _session
+    if _session is None:
+        _session = Session(Config.from_environment(os.environ))
+    return _session
+
+
+class Session:
+    """One process's part in the farm.
+
+    Parameters
+    ----------
+    config : Config
+        Options.
+
+    Attributes
+    ----------
+    registry : Registry
+        Managed objects of this rank.
+    phase : Phase
+        How far the session is.
+    exit_status : int or None
+        The status that the process is about to exit with, once that is known.
+    failed_late : bool
+        Whether a failure came to light when it could no longer be raised; it was printed, and the status must be 1.
+    on_error : OnError
+        Mode of failing collective calls.
+    loop_launched : bool
+        Whether `taskfarm.objects` has launched its loop here.
+    face_state : dict
+        What a face keeps for this session, by the face's name.
+    code_namespace : dict
+        Where `taskfarm.objects.run_code` executes.
+    controller, worker : Controller or None, Worker or None
+        This rank's side, while and after the session is open.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.registry = Registry()
+        self.phase = Phase.IDLE
+        self.pid = os.getpid()
+        self.exit_status: int | None = None
+        self.failed_late = False
+        self.on_error = config.on_error
+        self.loop_launched = False
+        self.face_state: dict[str, Any] = {}
+        self.code_namespace: dict[str, Any] = {"__name__": "__taskfarm_run_code__", "__builtins__": __builtins__}
+        self.controller: Controller | None = None
+        self.worker: Worker | None = None
+        self.mpi_error: ImportError | RuntimeError | None = None
+        self._world: World | None = None
+        self._looked = False
+        self._opening: Opening | None = None
+        self._opened: Opened | None = None
+        self._transport: Transport | None = None
+        self._comm: Any = None
+
+    def check_process(self, what: str) -> None:
+        """Raise `UsageError` in a forked child, which must not talk through its parent's MPI."""
+        if os.getpid() != self.pid:
+            raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
+
+    # The world
+
+    @property
+    def world(self) -> World | None:
+        """The MPI world, which the first look at it starts; None where mpi4py or an MPI library is missing.
+
+        Raises
+        ------
+        UsageError
+            If the launcher belongs to another MPI than the library that mpi4py loads.
+        """
+        if not self._looked:
+            self._world = self._start_world()
+            self._looked = True
+        return self._world
+
+    def _start_world(self) -> World | None:
+        expected = expected_world_size(os.environ)
+        try:
+            self._check_launcher()
+            prepare_mpi4py()
+            from taskfarm.transport.world import start_world
+
+            world = start_world()
+        except (ImportError, RuntimeError) as exc:  # RuntimeError: mpi4py is there, but no MPI library
+            self.mpi_error = exc
+            if expected is not None and expected > 1:
+                raise UsageError(f"a launcher started {expected} ranks, but MPI cannot be loaded: {exc}") from exc
+            return None
+        text = explain_mismatch(expected, world.size, world.library())
+        if text is not None:
+            self._refuse(text)
+        if world.size > 1:
+            ending.install(self)
+        return world
+
+    def _check_launcher(self) -> None:
+        """Explain the one wrong launcher under which starting MPI would end the process without a clear word."""
+        if "OMPI_COMM_WORLD_SIZE" not in os.environ or "mpi4py.MPI" in sys.modules:
+            return
+        library = find_library(SearchPaths.of_this_interpreter(), os.environ)
+        if library is not None and (text := wrong_launcher(os.environ, library)) is not None:
+            self._refuse(text)
+
+    @staticmethod
+    def _refuse(text: str) -> NoReturn:
+        if promised_rank(os.environ) != 0:
+            raise SystemExit(1)  # one of the N worlds says it for all
+        raise UsageError(text)
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process; 0 without MPI."""
+        return self.world.rank if self.world is not None else 0
+
+    @property
+    def size(self) -> int:
+        """Number of ranks; 1 without MPI."""
+        return self.world.size if self.world is not None else 1
+
+    @property
+    def host(self) -> str:
+        """Name of this rank's host."""
+        return self.world.host if self.world is not None else socket.gethostname()
+
+    @property
+    def comm(self) -> Any:
+        """The user's communicator over all ranks; None without MPI."""
+        if self._comm is None and self.world is not None:
+            self._comm = self.world.new_comm()
+        return self._comm
+
+    def _renew_comm(self) -> None:
+        """Replace the user's communicator by a fresh duplicate, on all ranks together."""
+        self._comm = self.comm.renew()
+
+    @property
+    def peers(self) -> Sequence[PeerInfo]:
+        """What the ranks told of themselves, by rank; empty in a session of one process."""
+        return self._opened.peers if self._opened is not None else ()
+
+    def cores_by_host(self) -> dict[str, int]:
+        """Return how many cores the ranks of each host may use together; empty in a session of one process."""
+        if self._opened is None:
+            return {}
+        from taskfarm.transport.world import cores_of_host
+
+        names = dict.fromkeys(peer.host for peer in self.peers)
+        return {name: cores_of_host([peer for peer in self.peers if peer.host == name]) for name in names}
+
+    # Opening
+
+    def open(self, timeout_s: float = math.inf, *, serves: bool = True) -> None:
+        """Meet the other ranks, which do the same; returns when all are here.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait for them.
+        serves : bool
+            False for a rank that is about to end and only lets the others go.
+
+        Raises
+        ------
+        WorkerLostError
+            On rank 0, if ranks are missing after `timeout_s`, or ended without entering their loop.
+        UsageError
+            If the session has ended.
+        """
+        if self.phase is Phase.OPEN:
+            return
+        if self.phase is Phase.CLOSED:
+            raise UsageError("the session has ended (quit or finalize was called); start a new job")
+        if self.size == 1:
+            self._go_on(PhaseEvent.BEGAN)
+            self._transport = LocalHub(1).transports()[0]
+            self.controller = Controller(self._transport, {}, self._surroundings())
+            self._go_on(PhaseEvent.ALL_HERE)
+            return
+        self.begin()
+        self._meet(timeout_s, serves)
+
+    def begin(self) -> None:
+        """Begin to meet the other ranks, without waiting for them; `open` goes on from there."""
+        if self.phase is Phase.IDLE and self.size > 1:
+            from taskfarm.transport.world import Opening
+
+            self._opening = Opening(self.config)
+            self._go_on(PhaseEvent.BEGAN)
+
+    def _meet(self, timeout_s: float, serves: bool) -> None:
+        opening = self._opening
+        if opening is None:
+            raise InternalError("the session is opening without an opening")
+        now = time.monotonic()
+        if not opening.wait(min(now + timeout_s, now + WAIT_WARNING_S)):
+            if timeout_s > WAIT_WARNING_S:
+                missing = f"ranks {opening.missing()} to enter their loop" if self.rank == 0 else "rank 0"
+                logger.warning("rank %d waits for %s", self.rank, missing)
+            if timeout_s <= WAIT_WARNING_S or not opening.wait(now + timeout_s):
+                missing_ranks = opening.missing()
+                raise WorkerLostError(
+                    f"ranks {missing_ranks} did not report within {timeout_s:g} s: they never reached the point where "
+                    "workers enter their loop (spawnerBarrier, launch_event_loop), or are gone",
+                    missing_ranks,
+                )
+        self._opened = opening.complete(usable_cores(), serves)
+        self._transport = self._opened.transport
+        if self.rank == 0:
+            hosts = {peer.rank: peer.host for peer in self.peers[1:]}
+            self.controller = Controller(self._transport, hosts, self._surroundings())
+            interrupts.defer_on_controller(self._transport)
+            self._compare_versions()
+        else:
+            self.worker = Worker(self._transport, self._surroundings())
+        self._go_on(PhaseEvent.ALL_HERE)
+        absent = [peer.rank for peer in self.peers if not peer.serves and peer.rank > 0]
+        if self.rank == 0 and serves and absent:
+            raise WorkerLostError(f"ranks {absent} ended without entering their loop", absent)
+
+    def _go_on(self, event: PhaseEvent) -> None:
+        self.phase = advance(PHASE_TABLE, self.phase, event, "the session")
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(self.host, self.registry, self.config, self._renew_comm, self._start_watch)
+
+    def _compare_versions(self) -> None:
+        mine = self.peers[0].versions
+        others = {peer.host: peer.versions for peer in self.peers if peer.versions != mine}
+        for host, versions in others.items():
+            logger.warning("rank 0: host %s has other versions: %s; rank 0 has %s", host, versions, mine)
+
+    # The watch channel
+
+    def _start_watch(self) -> ReportFailure:
+        opened = self._opened
+        if opened is None:
+            return lambda call, text: None  # one process: nobody can be stuck
+        if opened.watch_listener is None:
+            return WatchClient(opened.watch_address, opened.secret, self.rank, self._where).report_failure
+        judge = StuckJudge(range(self.size), self.config.stuck_comm_s, self.config.stuck_s)
+        server = WatchServer(
+            opened.watch_listener,
+            opened.secret,
+            judge,
+            self._where,
+            self._end_stuck_job,
+            lambda: self.controller.caller.book.done_up_to if self.controller is not None else {},
+            interrupts.wakeup_socket(),
+        )
+        return server.report_failure
+
+    def _where(self) -> Whereabouts:
+        """Say where this rank's main thread is; called from the watching thread."""
+        endpoint = self.controller or self.worker
+        if endpoint is None:
+            return Whereabouts(0, 0)
+        place = self.comm.tracker.place
+        method, entry, peer = place if place is not None else ("", 0, -1)
+        return Whereabouts(endpoint.current_call, endpoint.done_call, method, entry, peer, main_thread_place())
+
+    def _end_stuck_job(self, text: str) -> None:
+        print_error(f"taskfarm: {text}")
+        self.abort(self.exit_status or STUCK_STATUS)
+
+    # The end
+
+    def serve(self) -> None:
+        """Work for rank 0 until it ends the session; on ranks above 0, once the session is open."""
+        if self.worker is None or self._transport is None:
+            raise InternalError("serve() without a worker")
+        self.worker.run()
+        self.registry.clear()
+        if not self._transport.close(time.monotonic() + CLOSE_S, _drop):
+            self.abort(1)
+        self._go_on(PhaseEvent.ENDED)
+
+    def close(self, limit_s: float = math.inf) -> None:
+        """End the session on rank 0: let tasks end, send the workers away, agree that nothing is left.
+
+        Parameters
+        ----------
+        limit_s : float
+            How long running tasks and calls may take to end; tasks that wait for a message that nobody sends are
+            ended. If workers do not leave in time, the job is aborted with `exit_status`, or 1.
+        """
+        controller, transport = self.controller, self._transport
+        if controller is None or transport is None or self.phase is not Phase.OPEN:
+            return
+        deadline = time.monotonic() + limit_s
+        controller.drain_tasks(deadline, "the end of the session", at_end=True)
+        stayed = controller.quit_workers(deadline)
+        if stayed:
+            print_error(f"taskfarm: ranks {stayed} are still at work and do not leave; ending the job")
+            self.abort(self.exit_status or 1)
+        if not transport.close(time.monotonic() + CLOSE_S, controller.handle):
+            print_error("taskfarm: the ranks could not agree on the end of the session; ending the job")
+            self.abort(self.exit_status or 1)
+        self.registry.clear()
+        self._go_on(PhaseEvent.ENDED)
+
+    def finalize_mpi(self) -> None:
+        """End MPI here; collective."""
+        if self.world is not None:
+            self.world.finalize()
+
+    def abort(self, status: int) -> None:
+        """End all ranks at once with `status`."""
+        flush_output()
+        if self._world is not None:
+            self._world.abort(status)
+        os._exit(status)
+
+
+def _drop(source: int, frame: Frame) -> None:
+    """Ignore a frame that arrives after the end."""

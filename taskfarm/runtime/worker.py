@@ -1,0 +1,245 @@
+"""Ranks above 0: receive, run, send.
+
+The loop runs in the main thread, and so does what it runs in-process. A worker may spend its whole life inside a
+partly executed import (a host package may part the ranks while it is being imported): so the loop imports nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from taskfarm.errors import ProtocolError, UsageError
+from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
+from taskfarm.runtime.interrupts import deferred_on_worker
+from taskfarm.runtime.options import CallOption, ResultWanted
+from taskfarm.runtime.runner import Outcome, encode_failure, failure_of, flush_output, run
+from taskfarm.runtime.work import Work, unpack_work
+from taskfarm.scheduling.calls import REPORT_EVERY
+from taskfarm.scheduling.mailbox import Letter
+from taskfarm.scheduling.tree import children
+from taskfarm.transport.base import Incoming, Transport
+from taskfarm.wire.codec import pack, unpack
+from taskfarm.wire.frames import TREE_KINDS, Frame, Kind
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger(__name__)
+
+# What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
+_AT_ONCE = frozenset({Kind.MESSAGE, Kind.QUERY, Kind.QUIT, Kind.DEBUG})
+
+
+class Worker(Endpoint):
+    """The session on a rank above 0.
+
+    Parameters
+    ----------
+    transport : Transport
+        Moves the frames.
+    surroundings : Surroundings
+        The rest of the rank.
+
+    Attributes
+    ----------
+    current_call, done_call : int
+        Number of the call that runs (0: none), and of the last one that ended; read by the watching thread.
+    """
+
+    def __init__(self, transport: Transport, surroundings: Surroundings) -> None:
+        super().__init__(transport, surroundings, None)
+        self.current_call = 0
+        self.done_call = 0
+        self._reported = 0
+        self._host = surroundings.host
+        self._children = children(transport.rank, transport.size)
+        self._quitting = False
+        self._in_user_code = False
+        self._relays = False
+        self._deferred: deque[Incoming] = deque()
+        self._home: str | None = None
+        self._handlers.update(
+            {
+                Kind.SPAWN: self.on_spawn,
+                Kind.CALL: self.on_call,
+                Kind.SYNC: self.on_sync,
+                Kind.REMOVE: self.on_remove,
+                Kind.RENEW_COMM: self.on_renew_comm,
+                Kind.DEBUG: self.on_debug,
+                Kind.QUIT: self.on_quit,
+            }
+        )
+
+    def run(self) -> None:
+        """Serve until rank 0 ends the session; the last frame sent is the good-bye."""
+        with contextlib.suppress(OSError):  # the directory may be gone
+            self._home = os.getcwd()
+        with deferred_on_worker(self.transport, lambda: self._in_user_code):
+            while not self._quitting or self._deferred:
+                item = self._deferred.popleft() if self._deferred else self.transport.receive(math.inf)
+                if item is not None:
+                    self.handle(*item)
+            self.transport.send(0, Frame(Kind.BYE))
+
+    def handle(self, source: int, frame: Frame) -> None:
+        """Pass a frame of the tree on, then react to it; while work is under way, new work waits."""
+        if (self._in_user_code or self._relays) and frame.kind not in _AT_ONCE:
+            self._deferred.append((source, frame))
+            return
+        if self._children and frame.kind in TREE_KINDS:
+            self._relay(frame)
+        super().handle(source, frame)
+
+    def _relay(self, frame: Frame) -> None:
+        for rank in self._children:
+            self.transport.send(rank, frame)
+        if frame.buffers:  # the function may change the arrays
+            self._relays = True
+            try:
+                self.transport.complete_sends(math.inf, self.handle)
+            finally:
+                self._relays = False
+
+    # Tasks
+
+    def on_spawn(self, source: int, frame: Frame) -> None:
+        """Run a task and send how it ended."""
+        number = frame.a
+        self.mailbox.start(number)
+        self._log(1, "task %d started", number)
+        outcome = self._run_work(unpack_work, frame.body, frame.buffers, self._registry)
+        reply = Frame(Kind.DONE, number, frame.b, frame.option)
+        if outcome.exception is None and frame.option & ResultWanted.VALUE:
+            try:
+                packed = pack(outcome.value)
+                reply = reply._replace(body=packed.body, buffers=packed.buffers)
+            except Exception as exc:  # noqa: BLE001 - any __reduce__ may raise anything
+                outcome = Outcome(None, exc)
+        if outcome.exception is not None:
+            failure = failure_of(outcome.exception, self.transport.rank, self._host)
+            reply = reply._replace(option=frame.option | ResultWanted.FAILED, body=encode_failure(failure))
+            self._log(1, "task %d failed: %s", number, failure.headline())
+        self.mailbox.finish()
+        self._go_home()
+        flush_output()
+        self._log(1, "task %d ended", number)
+        self.transport.send(0, reply)
+
+    def _go_home(self) -> None:
+        """Return to the directory in which the worker started: a task's `os.chdir` is its own affair."""
+        try:
+            moved = os.getcwd() != self._home
+        except OSError:  # the task removed the directory that it was in
+            moved = True
+        if moved and self._home is not None:
+            try:
+                os.chdir(self._home)
+            except OSError as exc:
+                logger.warning("rank %d cannot return to %s: %s", self.transport.rank, self._home, exc)
+                self._home = None
+
+    def _run_work(self, read: Callable[..., Work], *args: Any) -> Outcome:
+        """Unpack and run work; a request that does not unpickle is a failure like any other."""
+        self._in_user_code = True
+        try:
+            unpacked = run(read, args)
+            if unpacked.exception is not None:
+                return unpacked
+            fn, args, kwargs = unpacked.value
+            del unpacked  # the arguments belong to the function now
+            return run(fn, args, kwargs)
+        except KeyboardInterrupt as exc:  # a signal between two bytecodes of this method
+            return Outcome(None, exc)
+        finally:
+            self._in_user_code = False
+            self.transport.interrupted = False
+
+    def receive_in_task(self, deadline: float, rank: int | None) -> Letter | None:
+        """Wait for a letter on behalf of the running task; ends the task if the session ends meanwhile."""
+        if self.current_call:
+            raise UsageError(f"receiveMessage inside call {self.current_call}: no task runs while the call does")
+        if self._quitting and not self.mailbox.holds(rank):
+            raise CutOff("the session has ended")
+        return self.receive_letter(deadline, rank)
+
+    # Collective calls
+
+    def on_call(self, source: int, frame: Frame) -> None:
+        """Run this rank's part of a call."""
+        number = frame.a
+        option = CallOption(frame.option)
+        self.watch()
+        self._registry.start_call(frame.b)
+        self.current_call = number
+        outcome = self._run_work(unpack, frame.body, frame.buffers)
+        if outcome.exception is None and option & CallOption.VALUE:
+            outcome = self._send_value(number, outcome)
+        if outcome.exception is not None:
+            self._report_failure(number, outcome.exception, option)
+        self.current_call = 0
+        self.done_call = number
+        if outcome.exception is not None or option & CallOption.REPORT or number - self._reported >= REPORT_EVERY:
+            self._report_done()
+
+    def _send_value(self, number: int, outcome: Outcome) -> Outcome:
+        try:
+            packed = pack(outcome.value)
+        except Exception as exc:  # noqa: BLE001 - any __reduce__ may raise anything
+            return Outcome(None, exc)
+        frame = Frame(Kind.CALL_VALUE, number, self._registry.counter, 0, packed.body, packed.buffers)
+        self.transport.send(0, frame)
+        return outcome
+
+    def _report_failure(self, number: int, exc: BaseException, option: CallOption) -> None:
+        failure = failure_of(exc, self.transport.rank, self._host)
+        self.watch()(number, failure.headline())
+        if option & CallOption.PRINT:
+            sys.stderr.write(f"Exception on rank {self.transport.rank}:\n{failure.traceback}")
+            sys.stderr.flush()
+        else:
+            body = encode_failure(failure)
+            self.transport.send(0, Frame(Kind.CALL_FAILED, number, self._registry.counter, 0, body))
+
+    def _report_done(self) -> None:
+        self._reported = self.done_call
+        self.transport.send(0, Frame(Kind.CALLS_DONE, self.done_call))
+
+    def on_sync(self, source: int, frame: Frame) -> None:
+        """Say up to which call this rank is through."""
+        self._report_done()
+
+    def on_remove(self, source: int, frame: Frame) -> None:
+        """Forget managed objects."""
+        if len(frame.body) % 8:
+            raise ProtocolError(f"a list of ids has {len(frame.body)} bytes")
+        self._registry.discard(np.frombuffer(frame.body, dtype="<i8").tolist())
+
+    def on_renew_comm(self, source: int, frame: Frame) -> None:
+        """Replace the user's communicator, together with all other ranks."""
+        self._surroundings.renew_comm()
+
+    # The session
+
+    def on_debug(self, source: int, frame: Frame) -> None:
+        """Set the debug level."""
+        self.debug = frame.a
+
+    def on_quit(self, source: int, frame: Frame) -> None:
+        """Leave the loop, now or when the running task has ended; a task that waits for a message is ended."""
+        self._quitting = True
+        if self._waits:
+            raise CutOff("the session has ended")
+
+    def _log(self, level: int, text: str, *args: object) -> None:
+        """Send debug text to rank 0, which prints it in `receiveMessage`."""
+        if self.debug >= level:
+            line = f"[rank {self.transport.rank} {self._host}] " + text % args
+            self.transport.send(0, Frame(Kind.LOG, body=line.encode(errors="backslashreplace")))
