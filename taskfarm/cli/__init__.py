@@ -1,0 +1,52 @@
+"""The command ``taskfarm``: start a program on many ranks (``run``), say what is installed (``info``).
+
+The process that launches imports neither numpy nor mpi4py: it is replaced by the launcher a few hundredths of a second
+after its start.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from taskfarm.errors import UsageError
+
+__all__ = ["main"]
+
+_USAGE_STATUS = 2  # as argparse and the interpreter use it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 2 for a wrong command line and for a missing launcher, library or script. After ``run`` this
+        process has become the launcher, whose status is the script's.
+    """
+    # Only what the command at hand needs is imported; this file is also imported by the program of every rank.
+    from taskfarm.cli._arguments import new_parser, split_program
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    program: list[str] = []
+    if arguments[:1] == ["run"]:
+        options, program = split_program(arguments[1:])
+        arguments = ["run", *options]
+    chosen = new_parser().parse_args(arguments)
+    try:
+        if chosen.command == "run":
+            from taskfarm.cli import run
+
+            return run.execute(chosen, program)
+        from taskfarm.cli import info
+
+        return info.execute(chosen)
+    except UsageError as exc:
+        print(f"taskfarm {chosen.command}: error: {exc}", file=sys.stderr)
+        return _USAGE_STATUS

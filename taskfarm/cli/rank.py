@@ -1,0 +1,67 @@
+"""The program of every rank: ``python -m taskfarm.cli.rank [--replace NAME]... (script.py | -m module) [args ...]``.
+
+It gets control before anything imports mpi4py. All ranks run the same program; workers part from rank 0 inside it,
+where it imports or calls a face of taskfarm.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from taskfarm import compat
+from taskfarm.errors import UsageError
+from taskfarm.runtime import boot
+
+__all__ = ["run_on_this_rank"]
+
+
+def main(words: Sequence[str]) -> NoReturn:
+    """Read the command line that ``taskfarm run`` wrote, and run it."""
+    replaced: list[str] = []
+    rest = list(words)
+    while rest[:1] == ["--replace"] and len(rest) > 1:
+        replaced.append(rest[1])
+        del rest[:2]
+    if not rest or rest == ["-m"]:
+        raise SystemExit("usage: python -m taskfarm.cli.rank [--replace NAME]... (script.py | -m module) [args ...]")
+    run_on_this_rank(replaced, rest)
+
+
+def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> NoReturn:
+    """Install the stand-ins, run the program as the interpreter would, and end the session with its status.
+
+    Parameters
+    ----------
+    replaced : sequence of str
+        Names for `taskfarm.compat.install`.
+    program : sequence of str
+        ``[script, args...]`` or ``["-m", module, args...]``.
+    """
+    try:
+        compat.install(*replaced)
+    except UsageError as exc:
+        raise SystemExit(f"taskfarm run: error: {exc}") from exc
+    if program[0] == "-m":
+        name = program[1]
+        # A replaced module's program is the stand-in's: `-m pymor.tools.mpi` runs taskfarm.objects.
+        status = boot.run_module(compat.installed().get(name, name), program[2:])
+    else:
+        status = boot.run_script(program[0], program[1:])
+    if status == 0 and "taskfarm.runtime.session" not in sys.modules:
+        sys.exit(0)  # the program did not use taskfarm: there is no session to end
+    # Imported only now: they need modules that would keep the program's first line waiting.
+    if status != 0:
+        from taskfarm.cli._status import report_status
+        from taskfarm.runtime.surroundings import promised_rank
+
+        report_status(status, promised_rank(os.environ), os.environ)
+    from taskfarm.runtime.ending import leave
+
+    leave(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

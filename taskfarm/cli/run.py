@@ -1,0 +1,139 @@
+"""``taskfarm run``: become the launcher that starts a program on every rank."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+
+from taskfarm import compat
+from taskfarm.errors import UsageError
+from taskfarm.runtime.launch import (
+    LaunchPlan,
+    Situation,
+    expected_world_size,
+    plan_launch,
+    promised_rank,
+    wrong_launcher,
+)
+from taskfarm.runtime.libmpi import mpi_library
+
+__all__ = ["execute", "execute_plan"]
+
+
+def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
+    """Run the command; returns after a dry run and after ``srun``, else this process has become the launcher.
+
+    Raises
+    ------
+    UsageError
+        With the argument, its value and the cure.
+    """
+    if not program or program == ["-m"]:
+        raise UsageError("nothing to run: give a script, or -m and a module (see taskfarm run --help)")
+    for name in options.replace:
+        if name not in compat.STAND_INS:
+            raise UsageError(f"--replace {name!r}: no such stand-in; known are {', '.join(sorted(compat.STAND_INS))}")
+    if not options.dry_run and _is_rank_already(options.ranks):
+        from taskfarm.cli.rank import run_on_this_rank  # not needed by the launching process
+
+        _refuse_wrong_launcher()
+        run_on_this_rank(options.replace, program)
+    _check_program(program, options.replace)
+    stand_ins = [word for name in options.replace for word in ("--replace", name)]
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *stand_ins, *program]
+    plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here())
+    if options.dry_run:
+        print(plan.shell_line())
+        return 0
+    if options.verbose:
+        print(f"taskfarm run: {plan.shell_line()}", file=sys.stderr)
+    return execute_plan(plan)
+
+
+def execute_plan(plan: LaunchPlan) -> int:
+    """Become the launcher: its signals, its streams and its exit status are ours. Only ``srun`` stays a child.
+
+    Returns
+    -------
+    int
+        The script's exit status, under ``srun``.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environ = {**os.environ, **plan.added_environment}
+    try:
+        if plan.launcher.is_srun:
+            from taskfarm.cli._status import run_and_listen
+
+            return run_and_listen(plan.command, environ)
+        os.execvpe(plan.command[0], plan.command, environ)
+    except OSError as exc:
+        raise UsageError(f"the launcher {plan.command[0]!r} cannot be started: {exc}") from exc
+
+
+def interpreter_flags() -> list[str]:
+    """Return the interpreter's own options that the ranks must share, such as ``-O`` and ``-W error``."""
+    letters = {
+        "bytes_warning": "b", "dont_write_bytecode": "B", "ignore_environment": "E", "no_site": "S",
+        "no_user_site": "s", "optimize": "O", "verbose": "v",
+    }  # fmt: skip
+    if sys.flags.isolated:
+        letters = {name: letter for name, letter in letters.items() if letter not in "Es"}
+    flags = [
+        "-" + letter * int(getattr(sys.flags, name)) for name, letter in letters.items() if getattr(sys.flags, name)
+    ]
+    flags += ["-I"] if sys.flags.isolated else ["-P"] if getattr(sys.flags, "safe_path", False) else []
+    flags += [f"-W{option}" for option in sys.warnoptions]
+    return flags + list(_x_options())
+
+
+def _x_options() -> Iterator[str]:
+    for name, value in sys._xoptions.items():
+        yield from ("-X", name if value is True else f"{name}={value}")
+
+
+def _is_rank_already(n_ranks: int | None) -> bool:
+    """Tell whether a launcher has started this process, so that it must not launch again."""
+    size = expected_world_size(os.environ)
+    if size is None:
+        return False
+    if n_ranks is None or n_ranks == size:
+        return True
+    if promised_rank(os.environ) != 0:
+        raise SystemExit(2)  # rank 0 explains
+    raise UsageError(
+        f"-n {n_ranks}: this process is one of {size} ranks that a launcher has started already. Leave -n out to run "
+        "on these, or call `taskfarm run` without that launcher"
+    )
+
+
+def _refuse_wrong_launcher() -> None:
+    """End here, rather than as N worlds of one rank, where the launcher belongs to another MPI."""
+    situation = Situation.here()
+    problem = wrong_launcher(situation.environ, mpi_library(situation.paths, situation.environ))
+    if problem is not None:
+        if promised_rank(situation.environ) != 0:
+            raise SystemExit(2)  # rank 0 explains
+        raise UsageError(problem)
+
+
+def _check_program(program: Sequence[str], replaced: Sequence[str]) -> None:
+    if program[0] != "-m":
+        script = program[0]
+        if not os.path.exists(script):
+            raise UsageError(f"script {script!r} does not exist (working directory {os.getcwd()!r})")
+        if os.path.isdir(script) and not os.path.exists(os.path.join(script, "__main__.py")):
+            raise UsageError(f"script {script!r} is a folder without a __main__.py")
+        return
+    module = program[1]
+    top = module.partition(".")[0]
+    if module in replaced or top in sys.builtin_module_names or top in sys.stdlib_module_names:
+        return
+    path = sys.path[1:] if getattr(sys.flags, "safe_path", False) else [os.getcwd(), *sys.path[1:]]
+    if PathFinder.find_spec(top, path) is None and top not in sys.modules:
+        raise UsageError(
+            f"-m {module!r}: no module named {top!r}; install it for {sys.executable}, or correct the name"
+        )
