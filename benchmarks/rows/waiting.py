@@ -1,0 +1,62 @@
+"""Ranks with nothing to do: the CPU that they use, and how soon they answer."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from harness import OURS, Contenders, Scale
+from taskfarm import objects
+
+from rows.common import machine, timed
+from rows.proc import cpu_seconds
+
+__all__ = ["first_round_trip", "idle_controller_cpu", "idle_worker_cpu"]
+
+_SETTLE_S = 0.1  # of rest before a measurement, so that the end of what was before does not count
+
+
+def idle_worker_cpu(scale: Scale) -> Contenders:
+    """Return the row for a worker that waits for work while rank 0 does not communicate."""
+    rest_s = scale.seconds(2.0, 1.0)
+    return {OURS: lambda: _cpu_of_worker(rest_s)}
+
+
+def _cpu_of_worker(rest_s: float) -> float:
+    pid = objects.call_all(os.getpid)[-1]
+    time.sleep(_SETTLE_S)
+    start, before = time.perf_counter(), cpu_seconds(pid)
+    time.sleep(rest_s)
+    return 100.0 * (cpu_seconds(pid) - before) / (time.perf_counter() - start)
+
+
+def idle_controller_cpu(scale: Scale) -> Contenders:
+    """Return the row for rank 0 waiting for a task that takes long."""
+    rest_s = scale.seconds(2.0, 1.0)
+    return {OURS: lambda: _cpu_of_rank_0(rest_s)}
+
+
+def _cpu_of_rank_0(rest_s: float) -> float:
+    farm = machine()
+    farm.spawnFunction(time.sleep, (rest_s,), count=1, sendBack=False)
+    start, before = time.perf_counter(), cpu_seconds(os.getpid())
+    farm.receiveMessage()
+    return 100.0 * (cpu_seconds(os.getpid()) - before) / (time.perf_counter() - start)
+
+
+def first_round_trip(scale: Scale) -> Contenders:
+    """Return the row for a task there and back after all ranks have rested."""
+    rest_s = scale.seconds(2.0, 0.3)
+    return {OURS: lambda: _first_round_trip(rest_s)}
+
+
+def _first_round_trip(rest_s: float) -> float:
+    time.sleep(rest_s)
+    return timed(_one_task) * 1e6
+
+
+def _one_task() -> None:
+    farm = machine()
+    farm.spawnFunction(os.getpid, count=1)
+    farm.receiveMessage()  # the result
+    farm.receiveMessage()  # the exit
