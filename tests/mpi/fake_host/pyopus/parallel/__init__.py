@@ -1,0 +1,1 @@
+"""Parallel part of the stand-in."""

@@ -1,0 +1,14 @@
+"""``taskfarm.objects``: managed objects and their handles. The promises stand in ``programs/objects_handles.py``."""
+
+from __future__ import annotations
+
+import pytest
+from checklist import Checklist, cases
+
+PROGRAM = "objects_handles.py"
+
+
+@pytest.mark.parametrize(("n", "name"), cases(PROGRAM))
+def test_promise(checklist: Checklist, n: int, name: str) -> None:
+    """Each check of the program is one promise of the contract."""
+    checklist.verify(PROGRAM, n, name)

@@ -1,0 +1,166 @@
+"""Deciding when a failed collective call has to end the job."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskfarm.scheduling.stuck import WARN_AFTER_S, EndJob, StuckJudge, Warn, Whereabouts
+
+COMM_S = 2.0
+OTHER_S = 60.0
+IDLE = Whereabouts(0, 1)
+
+
+def inside(method: str = "Barrier", entry: int = 1, peer: int = -1, call: int = 1) -> Whereabouts:
+    return Whereabouts(call, call - 1, method, entry, peer, "solver.py:12 in solve")
+
+
+def at_work(call: int = 1) -> Whereabouts:
+    return Whereabouts(call, call - 1, place="solver.py:20 in assemble")
+
+
+@pytest.fixture
+def judge() -> StuckJudge:
+    """A judge over three ranks."""
+    return StuckJudge(range(3), COMM_S, OTHER_S)
+
+
+def only_end(verdicts: list[Warn | EndJob]) -> str:
+    assert [type(verdict) for verdict in verdicts] == [EndJob]
+    return verdicts[0].text
+
+
+def test_without_a_failure_nothing_is_ended(judge: StuckJudge) -> None:
+    """Healthy work is left alone, however long it stays in one method."""
+    for now in (0.0, 10.0, 1e6):
+        for rank in range(3):
+            judge.on_answer(rank, inside(), now)
+        assert judge.judge(now) == []
+    assert not judge.has_case
+
+
+def test_a_rank_in_a_collective_after_a_failure(judge: StuckJudge) -> None:
+    """A rank that stays inside one `comm` method for the limit ends the job; the text names who failed and who waits."""
+    judge.on_failure(2, 1, "rank 2 (host h): ValueError: bad at solver.py:3 in f")
+    assert judge.has_case
+    judge.on_answer(0, inside("allreduce", 7), 100.25)
+    judge.on_answer(1, inside("allreduce", 5), 100.25)
+    judge.on_answer(2, IDLE, 100.25)
+    assert judge.judge(100.25 + COMM_S - 0.01) == []
+    text = only_end(judge.judge(100.25 + COMM_S))
+    assert text.splitlines() == [
+        "call 1 failed on some ranks while others are inside it:",
+        "  rank 2 (host h): ValueError: bad at solver.py:3 in f",
+        "  rank 0 is inside comm.allreduce at solver.py:12 in solve",
+        "  rank 1 is inside comm.allreduce at solver.py:12 in solve",
+        "  cannot return from it; ending the job",
+    ]
+
+
+def test_time_counts_from_the_first_sight_in_the_method(judge: StuckJudge) -> None:
+    """A rank that goes from one method to the next is at work: every entry starts the time again."""
+    judge.on_failure(2, 1, "failed")
+    for step in range(20):
+        judge.on_answer(1, inside(entry=step), step * 1.0)
+        assert not any(type(verdict) is EndJob for verdict in judge.judge(step * 1.0))
+    judge.on_answer(1, inside(entry=19), 21.0)
+    only_end(judge.judge(21.0))
+
+
+def test_a_method_that_waits_for_a_healthy_rank(judge: StuckJudge) -> None:
+    """Receiving from a rank that has not failed may still end; from one that has left the call it cannot."""
+    judge.on_failure(2, 1, "failed")
+    judge.on_answer(0, inside("recv", 1, peer=1), 0.0)
+    judge.on_answer(1, at_work(), 0.0)
+    assert not any(type(verdict) is EndJob for verdict in judge.judge(30.0))
+    judge.on_answer(0, inside("recv", 2, peer=2), 30.0)
+    assert judge.judge(31.9) == []
+    assert "comm.recv" in only_end(judge.judge(32.0))
+
+
+def test_a_rank_that_returned_sends_nothing_any_more(judge: StuckJudge) -> None:
+    """Waiting for a rank that has left the call normally is waiting for ever, too."""
+    judge.on_failure(2, 1, "failed")
+    judge.on_answer(1, IDLE, 0.0)
+    judge.on_answer(0, inside("recv", 1, peer=1), 0.0)
+    only_end(judge.judge(COMM_S))
+
+
+def test_long_work_outside_comm_is_warned_about_once_and_then_ended(judge: StuckJudge) -> None:
+    """Local work gets one warning after a few seconds, and the long limit."""
+    judge.on_failure(2, 1, "rank 2 failed")
+    for rank, where in [(0, at_work()), (1, at_work()), (2, IDLE)]:
+        judge.on_answer(rank, where, 0.25)
+    assert judge.judge(0.25 + WARN_AFTER_S - 0.01) == []
+    (warning,) = judge.judge(0.25 + WARN_AFTER_S)
+    assert type(warning) is Warn
+    assert "rank 2 failed" in warning.text
+    assert "rank 0 is at work at solver.py:20 in assemble" in warning.text
+    assert "the job ends 60 s after the failure (TASKFARM_STUCK_S)" in warning.text
+    assert judge.judge(0.25 + OTHER_S - 0.01) == []
+    text = only_end(judge.judge(OTHER_S + 0.25))
+    assert "did not leave the call within 60 s (TASKFARM_STUCK_S); ending the job" in text
+
+
+def test_a_short_limit_is_warned_about_in_time() -> None:
+    """With a short limit the warning comes at half of it."""
+    judge = StuckJudge(range(2), COMM_S, 1.0)
+    judge.on_failure(1, 1, "failed")
+    judge.on_answer(0, at_work(), 0.0)
+    assert judge.judge(0.49) == []
+    assert [type(verdict) for verdict in judge.judge(0.5)] == [Warn]
+    only_end(judge.judge(1.0))
+
+
+def test_a_case_is_closed_when_all_have_left(judge: StuckJudge) -> None:
+    """When every rank has left the call, by whatever way, the case is closed and nothing is ended."""
+    judge.on_failure(2, 1, "failed")
+    judge.on_answer(0, inside(), 0.0)
+    judge.on_answer(1, at_work(), 0.0)
+    judge.on_answer(2, IDLE, 0.0)
+    judge.on_answer(1, IDLE, 1.0)
+    assert judge.has_case
+    judge.on_answer(0, Whereabouts(2, 1, "Barrier", 2), 1.5)  # already in the next call
+    assert not judge.has_case
+    assert judge.judge(1e6) == []
+
+
+def test_all_ranks_failing_is_no_reason_to_end_the_job(judge: StuckJudge) -> None:
+    """If every rank raised, every rank has left."""
+    for rank in range(3):
+        judge.on_failure(rank, 1, "failed")
+    assert judge.judge(1e6) == []
+    judge.on_answer(0, IDLE, 0.0)
+    assert not judge.has_case
+
+
+def test_a_rank_that_has_not_answered_is_not_judged(judge: StuckJudge) -> None:
+    """Nothing is concluded about a rank that has said nothing."""
+    judge.on_failure(2, 1, "failed")
+    assert judge.judge(1e6) == []
+
+
+def test_earlier_calls_are_left_alone(judge: StuckJudge) -> None:
+    """A rank that still works on a call before the failed one has not met the failure: its healthy work is not ended."""
+    judge.on_failure(2, 5, "failed")
+    judge.on_answer(0, Whereabouts(0, 5), 0.0)
+    judge.on_answer(1, inside("gather", 4, call=3), 0.0)
+    judge.on_answer(2, Whereabouts(0, 5), 0.0)
+    for now in (COMM_S, OTHER_S, 10 * OTHER_S):
+        judge.on_answer(1, inside("gather", 4, call=3), now)
+        assert not any(type(verdict) is EndJob for verdict in judge.judge(now))
+    judge.on_answer(1, inside("Barrier", 5, call=5), 1000.0)
+    assert not any(type(verdict) is EndJob for verdict in judge.judge(1000.0 + COMM_S - 0.1))
+    assert "comm.Barrier" in only_end(judge.judge(1000.0 + COMM_S))
+
+
+def test_cases_are_separate(judge: StuckJudge) -> None:
+    """Two failed calls are two cases; one is closed without the other."""
+    judge.on_failure(2, 1, "first")
+    judge.on_failure(2, 2, "second")
+    for rank in (0, 1, 2):
+        judge.on_answer(rank, Whereabouts(2, 1, place="x"), 1.0)
+    assert judge.has_case
+    for rank in (0, 1, 2):
+        judge.on_answer(rank, Whereabouts(0, 2), 1.5)
+    assert not judge.has_case
