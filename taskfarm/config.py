@@ -45,8 +45,8 @@ class Config:
     on_error : OnError
         ``TASKFARM_ON_ERROR``: mode of failing collective calls.
     stuck_s : float
-        ``TASKFARM_STUCK_S``: seconds that a rank may stay in a failed collective call outside `comm` methods, and that
-        running tasks get when rank 0 ends without `finalize`, before the job is ended.
+        ``TASKFARM_STUCK_S``: seconds that a rank may stay in a failed collective call outside `comm` methods, or inside
+        one `comm` method after rank 0's program has ended, before the job is ended.
     stuck_comm_s : float
         ``TASKFARM_STUCK_COMM_S``: the same inside one `comm` method that waits for a rank that failed.
     open_s : float

@@ -149,9 +149,9 @@ def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
         return None
     if session.rank != 0:
         raise UsageError(f"call() on rank {session.rank}: only rank 0 makes collective calls, and not from a task")
-    session.check_process("call()")
+    session.check_caller("call()")
     if session.size == 1:
-        session.registry.discard(session.registry.take_dead())
+        session.registry.forget_dead()
         result = fn(*args, **kwargs)
         return [result] if values else result
     _open(session)
@@ -186,6 +186,7 @@ def quit() -> None:  # noqa: A001 - the name that callers know
         return
     if controller.current_call:
         raise UsageError(f"quit() inside call {controller.current_call}")
+    session.check_caller("quit()")
     left = controller.leftover_objects()
     if left:
         kinds = [f"{obj_id}: {type(session.registry.objects[obj_id]).__qualname__}" for obj_id in left]

@@ -53,10 +53,6 @@ def remove_object(obj_id: int) -> None:
     current().registry.remove(obj_id)
 
 
-def _map(value: Any) -> Any:
-    return current().registry.get(value) if isinstance(value, ObjectId) else value
-
-
 def map_nested(value: Any) -> Any:
     """Return `value` with every `ObjectId` inside lists, tuples and dicts replaced by this rank's object.
 
@@ -77,7 +73,8 @@ def map_nested(value: Any) -> Any:
 
 def function_call(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Run `f`, with `ObjectId` arguments, positional and keyword, replaced by this rank's objects."""
-    return f(*[_map(arg) for arg in args], **{name: _map(value) for name, value in kwargs.items()})
+    own_part = current().registry.own_part
+    return f(*[own_part(arg) for arg in args], **{name: own_part(value) for name, value in kwargs.items()})
 
 
 def function_call_manage(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ObjectId:

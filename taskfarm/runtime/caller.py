@@ -18,7 +18,7 @@ from taskfarm.config import OnError
 from taskfarm.errors import ProtocolError, RankFailure, RemoteError
 from taskfarm.runtime.endpoint import Endpoint, Surroundings
 from taskfarm.runtime.options import CallOption
-from taskfarm.runtime.runner import decode_failure, describe, failure_of
+from taskfarm.runtime.runner import decode_failure, describe, failure_of, run
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.calls import CallBook
 from taskfarm.scheduling.tree import children
@@ -92,7 +92,7 @@ class Caller:
 
     def on_done(self, source: int, frame: Frame) -> None:
         """Note up to which call a worker is through."""
-        self.book.on_done_up_to(source, frame.a)
+        self.book.on_done_up_to(source, frame.a, frame.b)
 
     # Calls
 
@@ -138,11 +138,11 @@ class Caller:
     def _worker_values(self, what: str, frames: Mapping[int, Frame]) -> list[Any]:
         values = []
         for rank in self._workers:
-            try:
-                values.append(unpack(frames[rank].body, frames[rank].buffers))
-            except Exception as exc:
-                failure = failure_of(exc, rank, self._surroundings.host)
-                raise RemoteError(f"loading the value of {what} from rank {rank}", [failure]) from exc
+            loaded = run(unpack, (frames[rank].body, frames[rank].buffers))
+            if loaded.exception is not None:
+                failure = failure_of(loaded.exception, rank, self._surroundings.host)
+                raise RemoteError(f"loading the value of {what} from rank {rank}", [failure])
+            values.append(loaded.value)
         return values
 
     def _send_and_run(
@@ -211,9 +211,17 @@ class Caller:
         if orphans := self.book.take_orphans():
             self._remove_everywhere(orphans)
         if self.book.diverged:
-            self._to_all(Frame(Kind.RENEW_COMM))
-            self._surroundings.renew_comm()
-            self.book.on_renewed()
+            if self.book.has_used_comm(self._surroundings.n_comm_entries()):
+                self._to_all(Frame(Kind.RENEW_COMM))
+                self._surroundings.renew_comm()
+            self.book.on_repaired()
+
+    def before_task(self) -> None:
+        """Do what a call does before it starts, as far as a task needs it: a task must not overtake a call."""
+        self.settle(math.inf)
+        self._raise_untold()
+        if dead := self._registry.take_dead():
+            self._remove_everywhere(dead)
 
     def settle(self, deadline: float) -> None:
         """Wait until every worker is through with all calls, or `deadline` has passed."""
@@ -237,7 +245,7 @@ class Caller:
 
     def _to_all(self, frame: Frame) -> None:
         for rank in self._children:
-            self._transport.send(rank, frame)
+            self._transport.send(rank, frame, borrowed=True)
 
     def take_untold_failures(self) -> RemoteError | None:
         """Return, once, the failures that nobody has been told of, as the error to raise or print."""

@@ -103,11 +103,11 @@ class Controller(Endpoint):
         """Run `packed` work as a task in up to `count` free slots; its raw buffers are sent when this returns."""
         if self.current_call:
             raise UsageError(f"spawnFunction inside call {self.current_call}: the workers are busy with the call")
-        self.caller.settle(math.inf)  # a task must not overtake a call that is still on its way
+        self.caller.before_task()
         assigned = self.farm.assign(count, hosts)
         for slot in assigned:
             frame = Frame(Kind.SPAWN, slot.number, 1, wanted, packed.body, packed.buffers)
-            self.transport.send(slot.rank, frame)
+            self.transport.send(slot.rank, frame, borrowed=True)
         if packed.buffers:
             self.transport.complete_sends(math.inf, self.handle)
         return assigned
@@ -185,7 +185,7 @@ class Controller(Endpoint):
 
     def leftover_objects(self) -> list[int]:
         """Return the ids of managed objects that are still owned; those of dead handles are forgotten."""
-        self._registry.discard(self._registry.take_dead())
+        self._registry.forget_dead()
         return sorted(self._registry.objects)
 
 

@@ -3,7 +3,8 @@
 A session over several ranks installs two hooks: one in `sys.excepthook`, which notes that the process ends by an
 exception, and one in `atexit`, which then decides:
 
-* rank 0, session open: running tasks may end, workers are sent away; after an error they get only a few seconds;
+* rank 0, session open: running tasks and calls may end, workers are sent away; after an error they get only a few
+  seconds;
 * session never opened: an error aborts the job, since others may wait; otherwise the ranks meet now, so that workers
   which wait for a rank 0 that never needed them are let go;
 * a worker outside its loop while the session is open: its process is ending under a task; the job is aborted.
@@ -78,6 +79,8 @@ def _at_exit(session: Session) -> None:
     world = session.world
     if world is None or world.is_finalized():
         return
+    if session.exit_status is None and hasattr(sys, "last_value") and not hasattr(sys, "ps1"):
+        session.exit_status = 1  # an exception ends the program, and a hook of the program's own replaced ours
     flush_output()
     try:
         _end_session(session, world)
@@ -101,7 +104,7 @@ def _end_session(session: Session, world: World) -> None:
         if session.controller is None:
             session.abort(status or 1)  # the process of a worker ends under its task
             return
-        session.close(config.leave_s if status else config.stuck_s)
+        session.close(config.leave_s if status else math.inf)
         error = session.controller.caller.take_untold_failures()
         if error is not None:
             report_late(session, error)

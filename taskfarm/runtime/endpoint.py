@@ -56,6 +56,8 @@ class Surroundings:
         Its options.
     renew_comm : callable
         Replaces the user's communicator; collective.
+    n_comm_entries : callable
+        Returns how often this rank has used the user's communicator.
     start_watch : callable
         Starts the watch channel; returns a function to be told of (call number, text) when this rank raises in a call.
     """
@@ -64,6 +66,7 @@ class Surroundings:
     registry: Registry
     config: Config
     renew_comm: Callable[[], None]
+    n_comm_entries: Callable[[], int]
     start_watch: Callable[[], ReportFailure]
 
 

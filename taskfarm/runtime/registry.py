@@ -80,6 +80,14 @@ class Registry:
         for obj_id in obj_ids:
             self.objects.pop(obj_id, None)
 
+    def forget_dead(self) -> None:
+        """Forget, on this rank alone, the objects whose owning handle has died."""
+        self.discard(self.take_dead())
+
+    def own_part(self, value: Any) -> Any:
+        """Return this rank's part if `value` is a handle, else `value`."""
+        return self.get(value) if isinstance(value, ObjectId) else value
+
     def clear(self) -> None:
         """Forget all objects: the session has ended."""
         self.objects.clear()

@@ -88,13 +88,11 @@ def encode_failure(failure: RankFailure) -> bytes:
     """Return `failure` as bytes; the exception itself is left out if it would not survive the journey."""
     body = b""
     if failure.exception is not None:
-        try:
-            packed = pack(failure.exception)
-            body = pickle.dumps((packed.body, [bytes(buffer) for buffer in packed.buffers]))
-            if not isinstance(_decode_exception(body), BaseException):
+        packed = run(pack, (failure.exception,))  # user code in __reduce__ may raise anything
+        if packed.exception is None:
+            body = pickle.dumps((packed.value.body, [bytes(buffer) for buffer in packed.value.buffers]))
+            if not isinstance(run(_decode_exception, (body,)).value, BaseException):
                 body = b""
-        except Exception:  # noqa: BLE001 - user code in __reduce__ may raise anything; the text travels in any case
-            body = b""
     text = (failure.rank, failure.host, failure.type_name, failure.message, failure.traceback, failure.place)
     return pickle.dumps((text, body), protocol=5)
 
@@ -113,10 +111,7 @@ def decode_failure(body: Buffer) -> RankFailure:
         raise ProtocolError(f"a failure report that cannot be read: {type(exc).__name__}: {exc}") from exc
     exception = None
     if pickled:
-        try:
-            exception = _decode_exception(pickled)
-        except Exception:  # noqa: BLE001 - e.g. its class is not importable here; the text says it all
-            exception = None
+        exception = run(_decode_exception, (pickled,)).value  # None e.g. where its class is not importable
     return RankFailure(
         rank, host, type_name, message, trace, place, exception if isinstance(exception, BaseException) else None
     )

@@ -11,27 +11,25 @@ import logging
 import math
 import os
 import socket
-import sys
+import threading
 import time
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from taskfarm.config import Config
 from taskfarm.errors import InternalError, UsageError, WorkerLostError
 from taskfarm.runtime import ending, interrupts
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import ReportFailure, Surroundings
-from taskfarm.runtime.launch import wrong_launcher
-from taskfarm.runtime.libmpi import SearchPaths, find_library
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output, print_error
-from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch, promised_rank, usable_cores
-from taskfarm.runtime.watcher import WatchClient, WatchServer, main_thread_place
+from taskfarm.runtime.start import find_world
+from taskfarm.runtime.surroundings import usable_cores
+from taskfarm.runtime.watcher import WatchClient, WatchServer, main_thread_place, start_watch
 from taskfarm.runtime.worker import Worker
 from taskfarm.scheduling.machine import Table, advance
-from taskfarm.scheduling.stuck import StuckJudge, Whereabouts
-from taskfarm.transport import prepare_mpi4py
+from taskfarm.scheduling.stuck import Whereabouts
 from taskfarm.transport.base import Transport
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Frame
@@ -117,6 +115,7 @@ class Session:
         self.registry = Registry()
         self.phase = Phase.IDLE
         self.pid = os.getpid()
+        self._thread = 0  # that opened the session
         self.exit_status: int | None = None
         self.failed_late = False
         self.on_error = config.on_error
@@ -131,10 +130,16 @@ class Session:
         self._opening: Opening | None = None
         self._opened: Opened | None = None
         self._transport: Transport | None = None
+        self._watch: WatchClient | WatchServer | None = None
         self._comm: Any = None
 
-    def check_process(self, what: str) -> None:
-        """Raise `UsageError` in a forked child, which must not talk through its parent's MPI."""
+    def check_caller(self, what: str) -> None:
+        """Raise `UsageError` in a second thread and in a forked child: only one thread of a rank talks to MPI."""
+        if threading.get_ident() != self._thread and self._thread:
+            raise UsageError(
+                f"{what} in another thread than the one that opened the session: one thread per process talks to MPI; "
+                "hand the work to that thread (for example through queue.Queue)"
+            )
         if os.getpid() != self.pid:
             raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
 
@@ -155,38 +160,10 @@ class Session:
         return self._world
 
     def _start_world(self) -> World | None:
-        expected = expected_world_size(os.environ)
-        try:
-            self._check_launcher()
-            prepare_mpi4py()
-            from taskfarm.transport.world import start_world
-
-            world = start_world()
-        except (ImportError, RuntimeError) as exc:  # RuntimeError: mpi4py is there, but no MPI library
-            self.mpi_error = exc
-            if expected is not None and expected > 1:
-                raise UsageError(f"a launcher started {expected} ranks, but MPI cannot be loaded: {exc}") from exc
-            return None
-        text = explain_mismatch(expected, world.size, world.library())
-        if text is not None:
-            self._refuse(text)
-        if world.size > 1:
+        world, self.mpi_error = find_world(os.environ)
+        if world is not None and world.size > 1:
             ending.install(self)
         return world
-
-    def _check_launcher(self) -> None:
-        """Explain the one wrong launcher under which starting MPI would end the process without a clear word."""
-        if "OMPI_COMM_WORLD_SIZE" not in os.environ or "mpi4py.MPI" in sys.modules:
-            return
-        library = find_library(SearchPaths.of_this_interpreter(), os.environ)
-        if library is not None and (text := wrong_launcher(os.environ, library)) is not None:
-            self._refuse(text)
-
-    @staticmethod
-    def _refuse(text: str) -> NoReturn:
-        if promised_rank(os.environ) != 0:
-            raise SystemExit(1)  # one of the N worlds says it for all
-        raise UsageError(text)
 
     @property
     def rank(self) -> int:
@@ -213,6 +190,9 @@ class Session:
     def _renew_comm(self) -> None:
         """Replace the user's communicator by a fresh duplicate, on all ranks together."""
         self._comm = self.comm.renew()
+
+    def _count_comm_entries(self) -> int:
+        return self.comm.tracker.n_entries if self._comm is not None else 0
 
     @property
     def peers(self) -> Sequence[PeerInfo]:
@@ -247,8 +227,10 @@ class Session:
         UsageError
             If the session has ended.
         """
+        self.check_caller("opening the session")
         if self.phase is Phase.OPEN:
             return
+        self._thread = threading.get_ident()
         if self.phase is Phase.CLOSED:
             raise UsageError("the session has ended (quit or finalize was called); start a new job")
         if self.size == 1:
@@ -262,6 +244,7 @@ class Session:
 
     def begin(self) -> None:
         """Begin to meet the other ranks, without waiting for them; `open` goes on from there."""
+        self._thread = threading.get_ident()
         if self.phase is Phase.IDLE and self.size > 1:
             from taskfarm.transport.world import Opening
 
@@ -302,7 +285,9 @@ class Session:
         self.phase = advance(PHASE_TABLE, self.phase, event, "the session")
 
     def _surroundings(self) -> Surroundings:
-        return Surroundings(self.host, self.registry, self.config, self._renew_comm, self._start_watch)
+        return Surroundings(
+            self.host, self.registry, self.config, self._renew_comm, self._count_comm_entries, self._start_watch
+        )
 
     def _compare_versions(self) -> None:
         mine = self.peers[0].versions
@@ -313,22 +298,18 @@ class Session:
     # The watch channel
 
     def _start_watch(self) -> ReportFailure:
-        opened = self._opened
-        if opened is None:
+        if self._opened is None:
             return lambda call, text: None  # one process: nobody can be stuck
-        if opened.watch_listener is None:
-            return WatchClient(opened.watch_address, opened.secret, self.rank, self._where).report_failure
-        judge = StuckJudge(range(self.size), self.config.stuck_comm_s, self.config.stuck_s)
-        server = WatchServer(
-            opened.watch_listener,
-            opened.secret,
-            judge,
+        book = self.controller.caller.book if self.controller is not None else None
+        self._watch = start_watch(
+            self._opened,
+            self.rank,
+            self.config,
             self._where,
+            lambda: book.done_up_to if book else {},
             self._end_stuck_job,
-            lambda: self.controller.caller.book.done_up_to if self.controller is not None else {},
-            interrupts.wakeup_socket(),
         )
-        return server.report_failure
+        return self._watch.report_failure
 
     def _where(self) -> Whereabouts:
         """Say where this rank's main thread is; called from the watching thread."""
@@ -351,8 +332,7 @@ class Session:
             raise InternalError("serve() without a worker")
         self.worker.run()
         self.registry.clear()
-        if not self._transport.close(time.monotonic() + CLOSE_S, _drop):
-            self.abort(1)
+        self._transport.close(math.inf, _drop)  # rank 0 has the deadline, and aborts for all
         self._go_on(PhaseEvent.ENDED)
 
     def close(self, limit_s: float = math.inf) -> None:
@@ -367,17 +347,34 @@ class Session:
         controller, transport = self.controller, self._transport
         if controller is None or transport is None or self.phase is not Phase.OPEN:
             return
+        if controller.current_call:
+            raise UsageError(f"the session cannot end inside call {controller.current_call}")
         deadline = time.monotonic() + limit_s
+        if isinstance(self._watch, WatchServer):
+            self._watch.report_end(controller.caller.book.last)
         controller.drain_tasks(deadline, "the end of the session", at_end=True)
         stayed = controller.quit_workers(deadline)
         if stayed:
-            print_error(f"taskfarm: ranks {stayed} are still at work and do not leave; ending the job")
-            self.abort(self.exit_status or 1)
+            self._give_up(f"ranks {stayed} are still at work and do not leave")
         if not transport.close(time.monotonic() + CLOSE_S, controller.handle):
-            print_error("taskfarm: the ranks could not agree on the end of the session; ending the job")
-            self.abort(self.exit_status or 1)
+            self._give_up("the ranks could not agree on the end of the session")
         self.registry.clear()
         self._go_on(PhaseEvent.ENDED)
+
+    def _give_up(self, why: str) -> None:
+        error = self.controller.caller.take_untold_failures() if self.controller is not None else None
+        if error is not None:
+            print_error(f"taskfarm: {error}")
+        print_error(f"taskfarm: {why}; ending the job")
+        self.abort(self.exit_status or 1)
+
+    def leave_if_threads_stay(self) -> None:
+        """End this worker's process now if tasks left threads behind, for which the interpreter would wait for ever."""
+        left = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        if len(left) > 1 and self.world is not None:
+            logger.warning("rank %d: threads that tasks started are still alive: %s", self.rank, ", ".join(left[1:]))
+            flush_output()
+            self.world.leave(0)
 
     def finalize_mpi(self) -> None:
         """End MPI here; collective."""

@@ -2,9 +2,8 @@
 
 A rank that is blocked inside MPI cannot answer there. So every rank has a thread that sleeps in `select` on a socket
 which is not MPI's; the one on rank 0 asks the others where they are once a call has failed, and ends the job when
-`taskfarm.scheduling.stuck` says so. Lines of JSON after a first line with
-the job's secret; a peer that begins otherwise is dropped. The
-threads start with the first collective call and cost nothing while no call fails.
+`taskfarm.scheduling.stuck` says so. A peer begins with a line that holds the job's secret, or is dropped; what follows
+are lines of JSON. The threads start with the first collective call and cost nothing while no call fails.
 """
 
 from __future__ import annotations
@@ -22,11 +21,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from types import FrameType
+from typing import TYPE_CHECKING
 
+from taskfarm.config import Config
+from taskfarm.runtime.interrupts import wakeup_socket
 from taskfarm.runtime.runner import is_own_file
 from taskfarm.scheduling.stuck import EndJob, StuckJudge, Whereabouts
 
-__all__ = ["WatchClient", "WatchServer", "main_thread_place"]
+if TYPE_CHECKING:
+    from taskfarm.transport.world import Opened
+
+__all__ = ["WatchClient", "WatchServer", "main_thread_place", "start_watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +179,15 @@ class WatchServer:
         """Note that rank 0 left a call by an exception."""
         with self._lock:
             self._judge.on_failure(0, call, text, time.monotonic())
+        self._wake()
+
+    def report_end(self, call: int) -> None:
+        """Note that rank 0's program has ended while workers may be inside calls up to `call`."""
+        with self._lock:
+            self._judge.on_end(call, time.monotonic())
+        self._wake()
+
+    def _wake(self) -> None:
         with contextlib.suppress(OSError):
             self._wake_writer.send(b"!")
 
@@ -260,3 +274,18 @@ class WatchServer:
                 self._judge.on_failure(rank, int(call), str(text), time.monotonic())
             else:
                 self._judge.on_answer(rank, Whereabouts(*message["where"]), time.monotonic())
+
+
+def start_watch(
+    opened: Opened,
+    rank: int,
+    config: Config,
+    where: Callable[[], Whereabouts],
+    known_done: Callable[[], Mapping[int, int]],
+    end_job: Callable[[str], None],
+) -> WatchClient | WatchServer:
+    """Start this rank's end of the channel."""
+    if opened.watch_listener is None:
+        return WatchClient(opened.watch_address, opened.secret, rank, where)
+    judge = StuckJudge(range(len(opened.peers)), config.stuck_comm_s, config.stuck_s)
+    return WatchServer(opened.watch_listener, opened.secret, judge, where, end_job, known_done, wakeup_socket())

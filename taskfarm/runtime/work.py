@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskfarm.errors import UsageError
-from taskfarm.ids import ObjectId
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import describe
 from taskfarm.wire.codec import Packed, pack, unpack
@@ -42,9 +41,9 @@ def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> 
         If this rank has no such object.
     """
     fn, args, kwargs = unpack(body, buffers)
-    args = [registry.get(arg) if isinstance(arg, ObjectId) else arg for arg in args]
+    args = [registry.own_part(arg) for arg in args]
     if kwargs:
-        kwargs = {name: registry.get(arg) if isinstance(arg, ObjectId) else arg for name, arg in kwargs.items()}
+        kwargs = {name: registry.own_part(arg) for name, arg in kwargs.items()}
     return fn, args, kwargs
 
 

@@ -100,7 +100,7 @@ class Worker(Endpoint):
 
     def _relay(self, frame: Frame) -> None:
         for rank in self._children:
-            self.transport.send(rank, frame)
+            self.transport.send(rank, frame, borrowed=True)
         if frame.buffers:  # the function may change the arrays
             self._relays = True
             try:
@@ -118,11 +118,10 @@ class Worker(Endpoint):
         outcome = self._run_work(unpack_work, frame.body, frame.buffers, self._registry)
         reply = Frame(Kind.DONE, number, frame.b, frame.option)
         if outcome.exception is None and frame.option & ResultWanted.VALUE:
-            try:
-                packed = pack(outcome.value)
-                reply = reply._replace(body=packed.body, buffers=packed.buffers)
-            except Exception as exc:  # noqa: BLE001 - any __reduce__ may raise anything
-                outcome = Outcome(None, exc)
+            packed = run(pack, (outcome.value,))  # any __reduce__ may raise anything
+            if packed.exception is None:
+                reply = reply._replace(body=packed.value.body, buffers=packed.value.buffers)
+            outcome = packed
         if outcome.exception is not None:
             failure = failure_of(outcome.exception, self.transport.rank, self._host)
             reply = reply._replace(option=frame.option | ResultWanted.FAILED, body=encode_failure(failure))
@@ -190,13 +189,11 @@ class Worker(Endpoint):
             self._report_done()
 
     def _send_value(self, number: int, outcome: Outcome) -> Outcome:
-        try:
-            packed = pack(outcome.value)
-        except Exception as exc:  # noqa: BLE001 - any __reduce__ may raise anything
-            return Outcome(None, exc)
-        frame = Frame(Kind.CALL_VALUE, number, self._registry.counter, 0, packed.body, packed.buffers)
-        self.transport.send(0, frame)
-        return outcome
+        packed = run(pack, (outcome.value,))
+        if packed.exception is None:
+            body, buffers = packed.value
+            self.transport.send(0, Frame(Kind.CALL_VALUE, number, 0, 0, body, buffers))
+        return packed
 
     def _report_failure(self, number: int, exc: BaseException, option: CallOption) -> None:
         failure = failure_of(exc, self.transport.rank, self._host)
@@ -210,7 +207,7 @@ class Worker(Endpoint):
 
     def _report_done(self) -> None:
         self._reported = self.done_call
-        self.transport.send(0, Frame(Kind.CALLS_DONE, self.done_call))
+        self.transport.send(0, Frame(Kind.CALLS_DONE, self.done_call, self._surroundings.n_comm_entries()))
 
     def on_sync(self, source: int, frame: Frame) -> None:
         """Say up to which call this rank is through."""

@@ -109,7 +109,7 @@ class CallBook:
     last : int
         Number of the last call; 0 before the first.
     diverged : bool
-        Whether the ranks' outcomes differed in a settled call since `on_renewed`: data of one call may then wait in
+        Whether the ranks' outcomes differed in a settled call since `on_repaired`: data of one call may then wait in
         the user's communicator and would be taken for data of a later one.
     """
 
@@ -120,6 +120,8 @@ class CallBook:
         self._open: dict[int, CallRecord] = {}
         self._untold: list[CallRecord] = []
         self._raised: CallRecord | None = None  # the last call in which rank 0 raised
+        self._n_entries = {0: 0, **dict.fromkeys(workers, 0)}  # uses of the communicator, by rank
+        self._n_entries_before = dict(self._n_entries)
         self._troubled: set[int] = set()
         self._orphans: set[int] = set()
         self.last = 0
@@ -190,12 +192,13 @@ class CallBook:
         if record.state is CallState.RETURNED and record not in self._untold:
             self._untold.append(record)
 
-    def on_done_up_to(self, rank: int, number: int) -> None:
-        """Note that a worker is through with all calls up to `number`."""
+    def on_done_up_to(self, rank: int, number: int, n_comm_entries: int = 0) -> None:
+        """Note that a worker is through with all calls up to `number`, and how often it has used the communicator."""
         before = self._done_up_to.get(rank)
         if before is None or not before <= number <= self.last:
             raise ProtocolError(f"rank {rank} reported the end of call {number}; the last one was {self.last}")
         self._done_up_to[rank] = number
+        self._n_entries[rank] = n_comm_entries
         self._n_at[number] += 1
         self._n_at[before] -= 1
         if not self._n_at[before]:
@@ -219,9 +222,18 @@ class CallBook:
         orphans, self._orphans = self._orphans, set()
         return sorted(orphans)
 
-    def on_renewed(self) -> None:
-        """Note that every rank has a fresh communicator."""
+    def has_used_comm(self, n_comm_entries: int) -> bool:
+        """Tell whether any rank has used the communicator since the last repair; only then can data wait in it.
+
+        `n_comm_entries` is how often rank 0 has used it, ever.
+        """
+        self._n_entries[0] = n_comm_entries
+        return self._n_entries != self._n_entries_before
+
+    def on_repaired(self) -> None:
+        """Note that no data of the settled calls can wait in the communicator any more."""
         self.diverged = False
+        self._n_entries_before = dict(self._n_entries)
 
     # Helpers
 

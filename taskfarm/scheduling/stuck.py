@@ -70,6 +70,7 @@ class _Case:
     failed: dict[int, str] = field(default_factory=dict)  # ranks that have left the call, and how if by an exception
     arrived: dict[int, float] = field(default_factory=dict)  # rank: when it was first seen inside the call
     first_seen: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank: its entry, and since when
+    by_end: bool = False
     warned: bool = False
 
 
@@ -101,6 +102,14 @@ class StuckJudge:
         """Note that `rank` left call `call` by an exception that `text` describes."""
         case = self._cases.setdefault(call, _Case(call, now))
         case.failed[rank] = text
+
+    def on_end(self, call: int, now: float) -> None:
+        """Note that rank 0's program has ended, without an error, while workers are inside calls up to `call`.
+
+        Their work may be healthy: only a rank that stays inside one `comm` method for ``other_s`` ends the job then.
+        """
+        case = self._cases.setdefault(call, _Case(call, now, by_end=True))
+        case.failed[0] = "rank 0: its program has ended"
 
     def on_answer(self, rank: int, where: Whereabouts, now: float) -> None:
         """Note where `rank` is."""
@@ -143,20 +152,21 @@ class StuckJudge:
             for rank in inside:
                 where, since = self._where[rank], case.first_seen[rank][1]
                 needs_failed = where.method and (where.peer < 0 or where.peer in case.failed)
-                if needs_failed and now - since >= self._comm_s:
+                if needs_failed and now - since >= (self._other_s if case.by_end else self._comm_s):
                     return [EndJob(self._text(case, inside, "cannot return from it; ending the job"))]
-                if now - case.arrived[rank] >= self._other_s:
+                if now - case.arrived[rank] >= self._other_s and not case.by_end:
                     limit = f"did not leave the call within {self._other_s:g} s (TASKFARM_STUCK_S); ending the job"
                     return [EndJob(self._text(case, inside, limit))]
             oldest = min((case.arrived[rank] for rank in inside), default=now)
-            if inside and not case.warned and now - oldest >= min(WARN_AFTER_S, self._other_s / 2):
+            if inside and not case.warned and not case.by_end and now - oldest >= min(WARN_AFTER_S, self._other_s / 2):
                 case.warned = True
                 limit = f"still at work; the job ends {self._other_s:g} s after the failure (TASKFARM_STUCK_S)"
                 found.append(Warn(self._text(case, inside, limit)))
         return found
 
     def _text(self, case: _Case, inside: Collection[int], verdict: str) -> str:
-        lines = [f"call {case.call} failed on some ranks while others are inside it:"]
+        how = "has ended on rank 0" if case.by_end else "failed on some ranks"
+        lines = [f"call {case.call} {how} while others are inside it:"]
         lines += [f"  {text}" for _, text in sorted(case.failed.items()) if text]
         for rank in sorted(inside):
             where = self._where[rank]

@@ -27,11 +27,11 @@ class Transport(Protocol):
     size: int
     interrupted: bool
 
-    def send(self, dest: int, frame: Frame) -> None:
+    def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame` to another rank and return.
 
-        The memory of ``frame.buffers`` is borrowed until `unsent` no longer counts it. A frame to a rank that does not
-        receive is kept; nothing blocks.
+        The memory of ``frame.buffers`` must not change until it is sent. If it is `borrowed` from somebody who will
+        change it, `complete_sends` waits for it. A frame to a rank that does not receive is kept; nothing blocks.
         """
 
     def receive_nowait(self) -> Incoming | None:
@@ -41,12 +41,12 @@ class Transport(Protocol):
         """Wait for the next complete frame until `deadline` (``time.monotonic()`` seconds), then return None."""
 
     def complete_sends(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
-        """Move until no send is unfinished or `deadline` has passed; frames that arrive go to `on_frame`.
+        """Move until all borrowed memory is sent or `deadline` has passed; frames that arrive go to `on_frame`.
 
         Returns
         -------
         bool
-            Whether all sends are complete, so that borrowed memory may be changed.
+            Whether borrowed memory may be changed.
         """
 
     @property

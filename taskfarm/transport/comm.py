@@ -9,7 +9,6 @@ objects of ``__main__``, without a change of mpi4py's global pickler: what plain
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,15 +30,18 @@ class Tracker:
     place : tuple or None
         ``(method name, entry number, peer rank or -1)`` while inside, else None. Written by the one thread that uses
         the communicator, read by a watching thread.
+    n_entries : int
+        How many methods that communicate have been entered, the non-blocking ones included.
     """
 
     def __init__(self) -> None:
         self.place: tuple[str, int, int] | None = None
-        self._entries = itertools.count(1)
+        self.n_entries = 0
 
     def enter(self, name: str, peer: int) -> None:
         """Note that the method `name` begins."""
-        self.place = name, next(self._entries), peer
+        self.n_entries += 1
+        self.place = name, self.n_entries, peer
 
     def leave(self) -> None:
         """Note that it has ended."""
@@ -221,6 +223,9 @@ _PEER_POSITION = {
     **dict.fromkeys(("Probe", "Mprobe", "probe", "mprobe"), 0),
     "Sendrecv_replace": 3,
 }
+_NON_BLOCKING = [
+    name for name in dir(MPI.Intracomm) if name.startswith("I") and not name.startswith("Is_") and name != "Ishrink"
+] + ["isend", "issend", "ibsend", "irecv"]
 _PEER_NAMES = ("source", "dest")
 
 
@@ -245,7 +250,23 @@ def _tracked(name: str, position: int | None) -> Callable[..., Any]:
     return method
 
 
+def _counted(name: str) -> Callable[..., Any]:
+    base = getattr(TrackedComm, name)
+    tracker = TrackedComm.tracker
+
+    def method(self: TrackedComm, /, *args: Any, **kwargs: Any) -> Any:
+        tracker.n_entries += 1
+        return base(self, *args, **kwargs)
+
+    method.__name__ = name
+    method.__qualname__ = f"TrackedComm.{name}"
+    method.__doc__ = base.__doc__
+    return method
+
+
 for _name in _COLLECTIVE:
     setattr(TrackedComm, _name, _tracked(_name, None))
 for _name, _position in _PEER_POSITION.items():
     setattr(TrackedComm, _name, _tracked(_name, _position))
+for _name in _NON_BLOCKING:
+    setattr(TrackedComm, _name, _counted(_name))

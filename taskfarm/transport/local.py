@@ -40,7 +40,7 @@ class LocalTransport:
         self.size = hub.size
         self.interrupted = False
 
-    def send(self, dest: int, frame: Frame) -> None:
+    def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Copy `frame` into the queue of `dest`."""
         if not 0 <= dest < self.size or dest == self.rank:
             raise UsageError(f"dest={dest} is not another rank of {self.size}")

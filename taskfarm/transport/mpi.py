@@ -34,6 +34,7 @@ __all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
 logger = logging.getLogger(__name__)
 
 BULK_CHUNK_BYTES = 1 << 30  # below 2^31 with room to spare; larger pieces are not faster
+_TESTS_PER_POLL = 32
 _TAG = 1  # small: the tag range differs between libraries
 
 
@@ -76,7 +77,8 @@ class MpiTransport:
         self.rank: int = control.rank
         self.size: int = control.size
         self.interrupted = False
-        self._sends: deque[tuple[MPI.Request, object]] = deque()
+        self._sends: deque[tuple[MPI.Request, object]] = deque()  # with the memory that they keep alive
+        self._borrowed: deque[tuple[MPI.Request, object]] = deque()
         self._arriving: dict[int, deque[_Arrival]] = {}
         self._ready: deque[Incoming] = deque()
         self._n_sent_to = [0] * self.size
@@ -84,7 +86,7 @@ class MpiTransport:
 
     # Sending
 
-    def send(self, dest: int, frame: Frame) -> None:
+    def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame`; see the protocol."""
         if not 0 <= dest < self.size or dest == self.rank:
             raise UsageError(f"dest={dest} is not another rank of {self.size}")
@@ -94,34 +96,36 @@ class MpiTransport:
         if bulk or not request.Test():
             self._sends.append((request, control))
         for buffer in bulk:
-            self._send_bulk(dest, buffer)
+            self._send_bulk(dest, buffer, self._borrowed if borrowed else self._sends)
         if self._bell is not None:
             self._bell.ring(dest)
 
-    def _send_bulk(self, dest: int, buffer: Buffer) -> None:
+    def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[tuple[MPI.Request, object]]) -> None:
         view = memoryview(buffer)
         for start in range(0, len(view), BULK_CHUNK_BYTES):
             chunk = view[start : start + BULK_CHUNK_BYTES]
-            self._sends.append((self._bulk.Isend([chunk, MPI.BYTE], dest, _TAG), chunk))
+            sends.append((self._bulk.Isend([chunk, MPI.BYTE], dest, _TAG), chunk))
 
     @property
     def n_unsent(self) -> int:
         """Number of MPI sends that are not complete."""
-        return len(self._sends)
+        return len(self._sends) + len(self._borrowed)
 
     def _move_sends(self) -> None:
-        for _ in range(len(self._sends)):
-            item = self._sends.popleft()
-            if not item[0].Test():
-                self._sends.append(item)
+        """Forget what is sent. Some at a time, in turn: to test all in every poll would cost n^2 for n sends."""
+        for sends in (self._borrowed, self._sends):
+            for _ in range(min(len(sends), _TESTS_PER_POLL)):
+                item = sends.popleft()
+                if not item[0].Test():
+                    sends.append(item)
 
     def complete_sends(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
-        """Move until nothing is unsent; see the protocol."""
-        while self._sends:
+        """Move until all borrowed memory is sent; see the protocol."""
+        while self._borrowed:
             item = self.receive_nowait()
             if item is not None:
                 on_frame(*item)
-            elif self._sends:
+            elif self._borrowed:
                 raise_if_interrupted(self)
                 if time.monotonic() >= deadline:
                     return False
@@ -148,7 +152,7 @@ class MpiTransport:
         """Move everything once; return the next complete frame, or None."""
         if self._ready:
             return self._ready.popleft()
-        if self._sends:
+        if self._sends or self._borrowed:
             self._move_sends()
         started = self._start()
         if started is not None:
@@ -184,13 +188,15 @@ class MpiTransport:
             for start in range(0, size, BULK_CHUNK_BYTES):
                 chunk = buffer[start : start + BULK_CHUNK_BYTES]
                 arrival.requests.append(self._bulk.Irecv([chunk, MPI.BYTE], source, _TAG))
+        arrival.requests.reverse()  # tested from the end: they complete in the order in which they were posted
         return arrival
 
     def _move_arrivals(self) -> None:
         for source in list(self._arriving):
             queue = self._arriving[source]
             for arrival in list(queue):  # bulk of later frames must be posted in order, and may overtake nothing
-                arrival.requests = [request for request in arrival.requests if not request.Test()]
+                while arrival.requests and arrival.requests[-1].Test():
+                    arrival.requests.pop()
                 if arrival.head is None:
                     if arrival.requests:
                         break
@@ -221,7 +227,7 @@ class MpiTransport:
                 now = time.monotonic()
                 if now >= deadline:
                     return None
-                if self._sends or self._arriving:
+                if self._sends or self._borrowed or self._arriving:
                     waiter.busy()
                 else:
                     waiter.idle(now, deadline)
@@ -244,12 +250,12 @@ class MpiTransport:
             while (item := self.receive_nowait()) is not None:
                 on_frame(*item)
             reduced = reduced or reduction.Test()
-            if reduced and self._n_received == total[0] and not self._sends and not self._arriving:
+            if reduced and self._n_received == total[0] and not self.n_unsent and not self._arriving:
                 break
             now = time.monotonic()
             if now >= deadline:
                 return False
-            self._waiter.busy() if self._sends or self._arriving else self._pause()
+            self._waiter.busy() if self.n_unsent or self._arriving else self._pause()
         self._control.Free()
         self._bulk.Free()
         if self._bell is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from taskfarm.runtime.endpoint import TaskEnded, TaskResult
 from taskfarm.runtime.options import ResultWanted
-from taskfarm.runtime.runner import decode_failure
+from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.runtime.session import Session
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.vm import base
@@ -30,11 +30,11 @@ def open_letter(session: Session, letter: Letter) -> tuple[Any, ...] | None:
         return sender, _message_class("MsgTaskExit")(sender)
     if type(content) is TaskResult:
         return sender, _result_message(content)
-    try:
-        return sender, unpack(content.body, content.buffers)
-    except Exception:
-        logger.exception("rank %d: a message from task %s cannot be loaded", session.rank, sender)
+    loaded = run(unpack, (content.body, content.buffers))
+    if loaded.exception is not None:
+        logger.error("rank %d: a message from %s cannot be loaded: %r", session.rank, sender, loaded.exception)
         return None
+    return sender, loaded.value
 
 
 def _result_message(result: TaskResult) -> Any:
@@ -42,10 +42,11 @@ def _result_message(result: TaskResult) -> Any:
     if not frame.option & ResultWanted.FAILED:
         if not frame.option & ResultWanted.VALUE:
             return _message_class("MsgTaskResult")(True, None)
-        try:
-            return _message_class("MsgTaskResult")(True, unpack(frame.body, frame.buffers))
-        except Exception as exc:  # noqa: BLE001 - a result that cannot be loaded here is a failure of its task
-            return _failed_result(exc, f"the result cannot be loaded on the spawner: {type(exc).__name__}: {exc}")
+        loaded = run(unpack, (frame.body, frame.buffers))
+        exc = loaded.exception
+        if exc is None:
+            return _message_class("MsgTaskResult")(True, loaded.value)
+        return _failed_result(exc, f"the result cannot be loaded on the spawner: {type(exc).__name__}: {exc}")
     failure = decode_failure(frame.body)
     return _failed_result(failure.exception, failure.traceback)
 

@@ -108,6 +108,7 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
             return
         session.open()
         session.serve()
+        session.leave_if_threads_stay()
         raise SystemExit(0)
 
     @staticmethod
@@ -339,7 +340,7 @@ def _clean_if_among(ranks: Collection[int]) -> None:
 def _open_session(what: str) -> Session:
     """Return the session if it is open; the spawner opens it."""
     session = current()
-    session.check_process(what)
+    session.check_caller(what)
     if session.phase is Phase.CLOSED:
         raise UsageError(f"{what}: the session has ended (finalize or quit was called)")
     if session.phase is not Phase.OPEN:

@@ -58,6 +58,19 @@ class _Buffers(list[memoryview]):
         return False
 
 
+def _is_strided(obj: object) -> bool:
+    return type(obj) is np.ndarray and obj.nbytes >= OOB_MIN_BYTES and not obj.flags.forc
+
+
+def _holds_strided(part: object) -> bool:
+    """Look one level into arguments, so that a large strided array is not first pickled in band for nothing."""
+    if type(part) is tuple:
+        return any(map(_is_strided, part))
+    if type(part) is dict:
+        return any(map(_is_strided, part.values()))
+    return _is_strided(part)
+
+
 def _dump(pickler: Callable[..., Any], obj: object) -> Packed:
     buffers = _Buffers()
     stream = io.BytesIO()
@@ -88,6 +101,8 @@ def pack(obj: object) -> Packed:
         Whatever pickling raises: usually ``TypeError`` or ``pickle.PicklingError``.
     """
     buffers = _Buffers()
+    if _is_strided(obj) or (type(obj) is tuple and any(_holds_strided(part) for part in obj)):
+        return _dump(_ByValuePickler, obj)
     try:
         body = pickle.dumps(obj, _PROTOCOL, buffer_callback=buffers.keep_in_band)
     except Exception:  # noqa: BLE001 - any __reduce__ may raise anything; cloudpickle has the last word

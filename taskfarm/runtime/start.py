@@ -1,0 +1,60 @@
+"""Starting MPI: the first look at the world, with a clear word where the launcher does not fit the library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+from taskfarm.errors import UsageError
+from taskfarm.runtime.launch import wrong_launcher
+from taskfarm.runtime.libmpi import SearchPaths, find_library
+from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch, promised_rank
+from taskfarm.transport import prepare_mpi4py
+
+if TYPE_CHECKING:
+    from taskfarm.transport.world import World
+
+__all__ = ["find_world"]
+
+
+def find_world(environ: Mapping[str, str]) -> tuple[World | None, ImportError | RuntimeError | None]:
+    """Start MPI where nobody has, and return its world; or None and the reason where MPI cannot be loaded.
+
+    Raises
+    ------
+    UsageError
+        If the launcher that started this process belongs to another MPI than the library that mpi4py loads.
+    SystemExit
+        The same, on all but one of the processes: one says it for all.
+    """
+    expected = expected_world_size(environ)
+    _check_launcher(environ)
+    try:
+        prepare_mpi4py()
+        from taskfarm.transport.world import start_world
+
+        world = start_world()
+    except (ImportError, RuntimeError) as exc:  # RuntimeError: mpi4py is there, but no MPI library
+        if expected is not None and expected > 1:
+            raise UsageError(f"a launcher started {expected} ranks, but MPI cannot be loaded: {exc}") from exc
+        return None, exc
+    text = explain_mismatch(expected, world.size, world.library())
+    if text is not None:
+        _refuse(text, environ)
+    return world, None
+
+
+def _check_launcher(environ: Mapping[str, str]) -> None:
+    """Explain the one wrong launcher under which starting MPI would end the process without a clear word."""
+    if "OMPI_COMM_WORLD_SIZE" not in environ or "mpi4py.MPI" in sys.modules:
+        return
+    library = find_library(SearchPaths.of_this_interpreter(), environ)
+    if library is not None and (text := wrong_launcher(environ, library)) is not None:
+        _refuse(text, environ)
+
+
+def _refuse(text: str, environ: Mapping[str, str]) -> NoReturn:
+    if promised_rank(environ) != 0:
+        raise SystemExit(1)
+    raise UsageError(text)
