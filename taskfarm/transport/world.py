@@ -8,6 +8,7 @@ rank is known to be here, blocking operations exchange what the ranks know of th
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import platform
@@ -120,8 +121,14 @@ def start_world() -> World:
     """Start MPI where nobody has, with the highest thread level, and return its world."""
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(_finalize_own)  # mpi4py ends only what it has started itself
     comm = MPI.COMM_WORLD
     return World(comm.rank, comm.size, MPI.Get_processor_name())
+
+
+def _finalize_own() -> None:
+    if not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def current_world() -> World | None:
