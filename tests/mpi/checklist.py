@@ -1,7 +1,7 @@
 """Programs that hold many checks: run each once per number of ranks, report every check as a test of its own.
 
-A check that hangs or ends its job is reported as failed; the checks behind it are run in a new job, so that one fault does not
-hide the rest.
+A check that hangs or ends its job is reported as failed; the checks behind it are run in a new job, so that one
+fault does not hide the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness import PROGRAMS, SUPPORT, start_job
 
 sys.path.insert(0, str(SUPPORT))
 
-from tf_checks import selected  # noqa: E402
+from tf_checks import selected
 
 MAX_RESTARTS = 6
 JOB_LIMIT_S = 150.0

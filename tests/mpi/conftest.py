@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checklist import Checklist  # noqa: E402
-from harness import Job, Launch, Result, start_job  # noqa: E402
+from checklist import Checklist
+from harness import Job, Launch, Result, start_job
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

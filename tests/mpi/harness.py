@@ -1,11 +1,11 @@
 """Start real MPI jobs, bounded in time, and leave nothing of them behind.
 
-A job is one launcher process (usually ``mpiexec``) in a session of its own. Every process that descends from it inherits a unique
-marker in its environment, so that also a process that left the process group is found. Output goes to files, never to pipes: a
-left-over process cannot keep the test waiting for an end of file.
+A job is one launcher process (usually ``mpiexec``) in a session of its own. Every process that descends from it
+inherits a unique marker in its environment, so that also a process that left the process group is found. Output goes
+to files, never to pipes: a left-over process cannot keep the test waiting for an end of file.
 
-``start_job`` starts, ``Job.finish`` waits and judges: past the time limit the stacks of all Python processes of the job are
-printed and the test fails; after the launcher returned, every process must be gone within ``LEFTOVER_GRACE_S``.
+``start_job`` starts, ``Job.finish`` waits and judges: past the time limit the stacks of all Python processes of the job
+are printed and the test fails; after the launcher returned, every process must be gone within ``LEFTOVER_GRACE_S``.
 """
 
 from __future__ import annotations
@@ -198,12 +198,12 @@ def start_job(
     program : str or Path
         Program text (dedented and written to `name` in `work_dir`), or the path of an existing program.
     work_dir : Path
-        New folder: working directory of the job; it holds ``stdout.txt``, ``stderr.txt`` and ``logs/`` (``$TF_LOG_DIR``).
+        New folder, working directory of the job: ``stdout.txt``, ``stderr.txt`` and ``logs/`` (``$TF_LOG_DIR``).
     env : mapping, optional
         Additional environment; ``None`` as a value removes a variable.
     launcher : str or callable
-        ``"mpiexec"``: ``mpiexec -n N python PROGRAM``; ``"objects"``: ``mpiexec -n N python -m taskfarm.objects PROGRAM``;
-        ``"plain"``: no launcher; ``"taskfarm ..."`` (for example ``"taskfarm run --replace a.b"``): that command line with
+        ``"mpiexec"``: ``mpiexec -n N python PROGRAM``; ``"objects"``: the same with ``python -m taskfarm.objects``;
+        ``"plain"``: no launcher; ``"taskfarm ..."`` (as ``"taskfarm run --replace a.b"``): that command line with
         ``-n N``; a callable gets `n` and the program with its arguments and returns the whole command.
     module : bool
         Start the program with ``-m`` by its module name.
@@ -256,7 +256,7 @@ def is_openmpi() -> bool:
 
 
 def environment(extra_paths: Sequence[str] = ()) -> dict[str, str]:
-    """Environment of a job: what Open MPI needs as root and with more ranks than cores, quick start, one thread a rank."""
+    """Environment of a job: what Open MPI needs as root and on few cores, a quick start, one thread a rank."""
     dropped = ("TASKFARM_", "PMI", "OMPI_", "PMIX_", "PYMOR_", "PARALLEL_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     paths = [str(SUPPORT), *extra_paths] + ([] if _installed("taskfarm") else [str(REPOSITORY)])

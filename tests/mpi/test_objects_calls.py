@@ -1,4 +1,4 @@
-"""``taskfarm.objects``: names, calls, what travels. The promises stand in ``programs/objects_calls.py``."""
+"""``taskfarm.objects``: names, state, calls. The promises stand in ``programs/objects_calls.py``."""
 
 from __future__ import annotations
 

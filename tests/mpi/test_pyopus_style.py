@@ -1,7 +1,7 @@
 """Programs of host packages in the style of PyOPUS on ``taskfarm.vm``.
 
-The package ``pyopus`` of these tests (``fake_host/``) was written for them from the public description of the layer; nothing of the
-real package is in it.
+The package ``pyopus`` of these tests (``fake_host/``) was written for them from the public description of the layer;
+nothing of the real package is in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``taskfarm.vm``: working directories and local storage of real tasks. The promises stand in ``programs/vm_storage.py``."""
+"""``taskfarm.vm``: folders of real tasks. The promises stand in ``programs/vm_storage.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``taskfarm.vm``: identifiers, slots, spawning, results, failing tasks. The promises stand in ``programs/vm_tasks.py``."""
+"""``taskfarm.vm``: identifiers, slots, spawning. The promises stand in ``programs/vm_tasks.py``."""
 
 from __future__ import annotations
 

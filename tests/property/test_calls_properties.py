@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -114,7 +113,7 @@ class CallMachine(RuleBasedStateMachine):
         assert not self.book.has_trouble or not self.workers
         self.remove(self.book.take_orphans())
         if self.book.diverged:
-            self.book.on_renewed()
+            self.book.on_repaired()
             self.n_seen_diverged = self.n_settled
 
     def remove(self, orphans: list[int]) -> None:
@@ -222,7 +221,6 @@ class CallMachine(RuleBasedStateMachine):
         for worker in self.workers:
             worker.registry.start_call(self.registry.counter)
             assert worker.registry.objects == self.registry.objects
-
 
 
 TestCalls = CallMachine.TestCase

@@ -21,7 +21,7 @@ class FarmMachine(RuleBasedStateMachine):
 
     @initialize(names=st.lists(st.sampled_from(HOST_NAMES), max_size=7))
     def start(self, names: list[str]) -> None:
-        self.hosts = {rank: name for rank, name in enumerate(names, start=1)}
+        self.hosts = dict(enumerate(names, start=1))
         self.farm = Farm(self.hosts)
         self.last_number = 0
         self.running: dict[int, int] = {}  # number: rank
@@ -110,8 +110,8 @@ class FarmMachine(RuleBasedStateMachine):
         assert farm.free_hosts == {self.hosts[rank] for rank in self.free}
         for name in set(self.hosts.values()):
             assert farm.free_on(name) == {rank for rank in self.free if self.hosts[rank] == name}
-        states = {rank: SlotState.FREE for rank in self.free}
-        states |= {rank: SlotState.BUSY for rank in self.holders} | {rank: SlotState.LOST for rank in self.lost}
+        states = dict.fromkeys(self.free, SlotState.FREE)
+        states |= dict.fromkeys(self.holders, SlotState.BUSY) | dict.fromkeys(self.lost, SlotState.LOST)
         assert farm.slots() == states
         assert (farm.free, farm.free_hosts) == self.live_sets
         assert farm.free is self.live_sets[0]

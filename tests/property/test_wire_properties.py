@@ -22,12 +22,19 @@ BODIES = st.binary(max_size=50) | st.builds(
     lambda extra, byte: byte * (INLINE_BODY_MAX_BYTES + extra), st.integers(-2, 2), st.sampled_from([b"a", b"\0"])
 )
 FRAMES = st.builds(
-    Frame, st.sampled_from(Kind), INT64, INT64, st.integers(0, 255), BODIES, st.lists(st.binary(max_size=20), max_size=8)
+    Frame,
+    st.sampled_from(Kind),
+    INT64,
+    INT64,
+    st.integers(0, 255),
+    BODIES,
+    st.lists(st.binary(max_size=20), max_size=8),
 )
 # Heads that look right but announce anything.
 HEADS = st.builds(
-    lambda kind, option, flags, n, a, b, size, rest: struct.pack("<BBBBIqqQ", 0xF5, kind, option, flags, n, a, b, size)
-    + rest,
+    lambda kind, option, flags, n, a, b, size, rest: (
+        struct.pack("<BBBBIqqQ", 0xF5, kind, option, flags, n, a, b, size) + rest
+    ),
     st.integers(0, 20),
     st.integers(0, 255),
     st.integers(0, 3),
@@ -165,7 +172,7 @@ def same_type(landed: npt.NDArray[Any], array: npt.NDArray[Any]) -> bool:
 
 @given(arrays(), st.sampled_from([0, 16, 64, codec.OOB_MIN_BYTES]))
 def test_arrays_travel(array: npt.NDArray[Any], threshold: int) -> None:
-    """An array arrives equal bit by bit, of its type and shape, writable if it was, and it is not changed by sending."""
+    """An array arrives equal bit by bit, of its type and shape, writable if it was, and sending does not change it."""
     before = bits(array)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "OOB_MIN_BYTES", threshold)

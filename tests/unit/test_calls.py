@@ -215,8 +215,22 @@ def test_diverged_only_if_outcomes_differ(
     assert book.diverged is diverged
     whole_call(book)
     assert book.diverged is diverged
-    book.on_renewed()
+    book.on_repaired()
     assert not book.diverged
+
+
+def test_who_used_the_communicator(book: CallBook) -> None:
+    """Data can wait in the communicator only if some rank has used it since the last repair."""
+    number = book.begin("f", 0)
+    book.on_local_end(number, 0, raised=True)
+    book.on_done_up_to(1, number, 0)
+    book.on_done_up_to(2, number, 3)
+    assert book.has_used_comm(0)
+    book.on_repaired()
+    assert not book.has_used_comm(0)
+    assert book.has_used_comm(1)
+    book.on_repaired()
+    assert not book.has_used_comm(1)
 
 
 def test_diverged_is_known_only_when_all_are_through(book: CallBook) -> None:

@@ -113,7 +113,12 @@ def test_recursive_closures_travel() -> None:
 
 def test_what_lives_in_main_goes_by_value(main_module: types.ModuleType) -> None:
     """A function or class of ``__main__`` arrives although the receiver's ``__main__`` lacks it."""
-    source = "def helper(x): return x + 1\ndef probe(x): return helper(x) * 2\nclass Probe:\n    def twice(self, x): return 2 * probe(x)\n"
+    source = """if True:
+        def helper(x): return x + 1
+        def probe(x): return helper(x) * 2
+        class Probe:
+            def twice(self, x): return 2 * probe(x)
+    """
     exec(source, vars(main_module))
     function, instance = pack(main_module.probe), pack(main_module.Probe())
     for name in ("helper", "probe", "Probe"):
@@ -248,7 +253,9 @@ def test_array_subclasses_keep_their_type(step: int) -> None:
     np.testing.assert_array_equal(landed.filled(-1), array.filled(-1))
 
 
-@pytest.mark.parametrize("obj", [bytes(10), bytearray(10), "text" * 10_000, list(range(100_000)), None, {"numpy": [1.5] * 9000}])
+@pytest.mark.parametrize(
+    "obj", [bytes(10), bytearray(10), "text" * 10_000, list(range(100_000)), None, {"numpy": [1.5] * 9000}]
+)
 def test_other_objects_travel(obj: Any) -> None:
     """Whatever pickle carries arrives equal and of its type."""
     landed = there_and_back(obj)

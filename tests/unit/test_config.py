@@ -61,7 +61,11 @@ def test_empty_variables_are_unset(name: str) -> None:
     [
         ("TASKFARM_ON_ERROR", "ignore"),
         ("TASKFARM_ON_ERROR", "WAIT"),
-        *[(name, text) for name in ("TASKFARM_STUCK_S", "TASKFARM_STUCK_COMM_S") for text in ("0", "-1", "nan", "soon")],
+        *[
+            (name, text)
+            for name in ("TASKFARM_STUCK_S", "TASKFARM_STUCK_COMM_S")
+            for text in ("0", "-1", "nan", "soon")
+        ],
         *[(name, text) for name in ("TASKFARM_OPEN_S", "TASKFARM_LEAVE_S") for text in ("0", "-inf", "1 s", "1,5")],
         *[
             (name, text)

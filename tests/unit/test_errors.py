@@ -76,7 +76,9 @@ def test_remote_errors_travel(protocol: int) -> None:
     assert str(error) == str(RemoteError("call 7 (m.f)", [FIRST, SECOND]))
 
 
-@pytest.mark.parametrize("error", [UsageError("a"), ProtocolError("b"), InternalError("c"), WorkerLostError("d", [4, 2])])
+@pytest.mark.parametrize(
+    "error", [UsageError("a"), ProtocolError("b"), InternalError("c"), WorkerLostError("d", [4, 2])]
+)
 def test_other_errors_travel(error: TaskfarmError) -> None:
     """The other errors survive pickling and copying with their text and attributes."""
     for arrived in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):

@@ -95,7 +95,7 @@ def test_nothing_free_gives_nothing(farm: Farm) -> None:
 def test_an_unknown_host_is_named(farm: Farm) -> None:
     """A host without slots is refused by name, together with the known ones, and nothing is taken."""
     before = state_of(farm)
-    with pytest.raises(UsageError, match="unknown host 'x', 'z'; hosts with worker slots: a, b, c"):
+    with pytest.raises(UsageError, match="unknown host 'x', 'z'; the hosts are: a, b, c"):
         farm.assign(1, ["a", "z", "x"])
     with pytest.raises(UsageError, match="unknown host"):
         farm.check_hosts(["nowhere"])
@@ -137,8 +137,6 @@ def test_queries_about_running_tasks(farm: Farm) -> None:
     assert farm.is_running(1, 1)
     assert not farm.is_running(1, 2)
     assert not farm.is_running(3, 3)
-    assert farm.has_host("a")
-    assert not farm.has_host("x")
 
 
 def test_numbers_are_never_used_again(farm: Farm) -> None:
@@ -250,8 +248,19 @@ def test_a_farm_without_workers(new_farm: NewFarm) -> None:
     """One process alone has no worker slot: spawning gives an empty list."""
     farm = new_farm({})
     assert farm.assign() == farm.assign(3) == farm.assign(3, []) == []
-    with pytest.raises(UsageError, match="hosts with worker slots: none"):
+    with pytest.raises(UsageError, match="the hosts are: none"):
         farm.assign(1, ["a"])
+
+
+def test_a_host_without_worker_slots() -> None:
+    """The spawner's own host is known although it has no slot: nothing is assigned there, and nothing is free."""
+    farm = Farm(HOSTS, ["s", "a"])
+    assert farm.assign(None, ["s"]) == []
+    assert farm.free_on("s") == set()
+    assert farm.free_hosts == {"a", "b", "c"}
+    assert [slot.rank for slot in farm.assign(None, ["s", "a"])] == [1, 2]
+    farm.check_hosts(["s", "a", "b", "c"])
+    farm.check_invariants()
 
 
 def test_hosts_are_the_farms_own(new_farm: NewFarm) -> None:

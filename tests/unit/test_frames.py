@@ -53,7 +53,9 @@ def test_buffers_follow_as_bulk() -> None:
     """Each raw buffer is a bulk message of its own, announced by its size; the small body stays in the head."""
     buffers = [memoryview(bytearray(b"abc")), memoryview(bytearray()), memoryview(bytearray(b"defgh"))]
     control, bulk = encode(Frame(Kind.SPAWN, 1, 2, 3, b"xy", buffers))
-    expected = head_bytes(Kind.SPAWN, option=3, n_buffers=3, a=1, b=2, body_size=2) + struct.pack("<3Q", 3, 0, 5) + b"xy"
+    expected = (
+        head_bytes(Kind.SPAWN, option=3, n_buffers=3, a=1, b=2, body_size=2) + struct.pack("<3Q", 3, 0, 5) + b"xy"
+    )
     assert control == expected
     assert list(bulk) == buffers
     assert parse_head(control).bulk_sizes == (3, 0, 5)

@@ -74,7 +74,12 @@ def test_a_failure_is_described() -> None:
     """Rank, host, class, message, place and traceback; the library's own frames are left out."""
     failure = failure_of(caught(inner), 3, "node")
     line = inner.__code__.co_firstlineno + 1
-    assert (failure.rank, failure.host, failure.type_name, failure.message) == (3, "node", "ValueError", "what went wrong")
+    assert (failure.rank, failure.host, failure.type_name, failure.message) == (
+        3,
+        "node",
+        "ValueError",
+        "what went wrong",
+    )
     assert failure.place == f"{__file__}:{line} in inner"
     assert f'File "{__file__}", line {line}, in inner' in failure.traceback
     assert failure.traceback.rstrip().endswith("ValueError: what went wrong")

@@ -40,8 +40,8 @@ def test_without_a_failure_nothing_is_ended(judge: StuckJudge) -> None:
 
 
 def test_a_rank_in_a_collective_after_a_failure(judge: StuckJudge) -> None:
-    """A rank that stays inside one `comm` method for the limit ends the job; the text names who failed and who waits."""
-    judge.on_failure(2, 1, "rank 2 (host h): ValueError: bad at solver.py:3 in f")
+    """A rank that stays in one `comm` method up to the limit ends the job; the text says who failed and who waits."""
+    judge.on_failure(2, 1, "rank 2 (host h): ValueError: bad at solver.py:3 in f", 100.0)
     assert judge.has_case
     judge.on_answer(0, inside("allreduce", 7), 100.25)
     judge.on_answer(1, inside("allreduce", 5), 100.25)
@@ -59,7 +59,7 @@ def test_a_rank_in_a_collective_after_a_failure(judge: StuckJudge) -> None:
 
 def test_time_counts_from_the_first_sight_in_the_method(judge: StuckJudge) -> None:
     """A rank that goes from one method to the next is at work: every entry starts the time again."""
-    judge.on_failure(2, 1, "failed")
+    judge.on_failure(2, 1, "failed", 0.0)
     for step in range(20):
         judge.on_answer(1, inside(entry=step), step * 1.0)
         assert not any(type(verdict) is EndJob for verdict in judge.judge(step * 1.0))
@@ -69,7 +69,7 @@ def test_time_counts_from_the_first_sight_in_the_method(judge: StuckJudge) -> No
 
 def test_a_method_that_waits_for_a_healthy_rank(judge: StuckJudge) -> None:
     """Receiving from a rank that has not failed may still end; from one that has left the call it cannot."""
-    judge.on_failure(2, 1, "failed")
+    judge.on_failure(2, 1, "failed", 0.0)
     judge.on_answer(0, inside("recv", 1, peer=1), 0.0)
     judge.on_answer(1, at_work(), 0.0)
     assert not any(type(verdict) is EndJob for verdict in judge.judge(30.0))
@@ -80,7 +80,7 @@ def test_a_method_that_waits_for_a_healthy_rank(judge: StuckJudge) -> None:
 
 def test_a_rank_that_returned_sends_nothing_any_more(judge: StuckJudge) -> None:
     """Waiting for a rank that has left the call normally is waiting for ever, too."""
-    judge.on_failure(2, 1, "failed")
+    judge.on_failure(2, 1, "failed", 0.0)
     judge.on_answer(1, IDLE, 0.0)
     judge.on_answer(0, inside("recv", 1, peer=1), 0.0)
     only_end(judge.judge(COMM_S))
@@ -88,7 +88,7 @@ def test_a_rank_that_returned_sends_nothing_any_more(judge: StuckJudge) -> None:
 
 def test_long_work_outside_comm_is_warned_about_once_and_then_ended(judge: StuckJudge) -> None:
     """Local work gets one warning after a few seconds, and the long limit."""
-    judge.on_failure(2, 1, "rank 2 failed")
+    judge.on_failure(2, 1, "rank 2 failed", 0.0)
     for rank, where in [(0, at_work()), (1, at_work()), (2, IDLE)]:
         judge.on_answer(rank, where, 0.25)
     assert judge.judge(0.25 + WARN_AFTER_S - 0.01) == []
@@ -105,7 +105,7 @@ def test_long_work_outside_comm_is_warned_about_once_and_then_ended(judge: Stuck
 def test_a_short_limit_is_warned_about_in_time() -> None:
     """With a short limit the warning comes at half of it."""
     judge = StuckJudge(range(2), COMM_S, 1.0)
-    judge.on_failure(1, 1, "failed")
+    judge.on_failure(1, 1, "failed", 0.0)
     judge.on_answer(0, at_work(), 0.0)
     assert judge.judge(0.49) == []
     assert [type(verdict) for verdict in judge.judge(0.5)] == [Warn]
@@ -114,7 +114,7 @@ def test_a_short_limit_is_warned_about_in_time() -> None:
 
 def test_a_case_is_closed_when_all_have_left(judge: StuckJudge) -> None:
     """When every rank has left the call, by whatever way, the case is closed and nothing is ended."""
-    judge.on_failure(2, 1, "failed")
+    judge.on_failure(2, 1, "failed", 0.0)
     judge.on_answer(0, inside(), 0.0)
     judge.on_answer(1, at_work(), 0.0)
     judge.on_answer(2, IDLE, 0.0)
@@ -128,21 +128,72 @@ def test_a_case_is_closed_when_all_have_left(judge: StuckJudge) -> None:
 def test_all_ranks_failing_is_no_reason_to_end_the_job(judge: StuckJudge) -> None:
     """If every rank raised, every rank has left."""
     for rank in range(3):
-        judge.on_failure(rank, 1, "failed")
+        judge.on_failure(rank, 1, "failed", 0.0)
     assert judge.judge(1e6) == []
     judge.on_answer(0, IDLE, 0.0)
     assert not judge.has_case
 
 
-def test_a_rank_that_has_not_answered_is_not_judged(judge: StuckJudge) -> None:
-    """Nothing is concluded about a rank that has said nothing."""
-    judge.on_failure(2, 1, "failed")
+def test_a_rank_that_does_not_answer_is_inside(judge: StuckJudge) -> None:
+    """A rank that has said nothing for long holds the interpreter lock, or is gone: warned about, and then ended."""
+    judge.on_failure(2, 1, "rank 2 failed", 10.0)
+    judge.on_answer(0, IDLE, 10.25)
+    assert judge.judge(10.0 + WARN_AFTER_S - 0.01) == []
+    (warning,) = judge.judge(10.0 + WARN_AFTER_S)
+    assert type(warning) is Warn
+    assert "rank 1 does not answer: it is in code that holds the interpreter lock, or gone" in warning.text
+    assert judge.judge(10.0 + OTHER_S - 0.01) == []
+    only_end(judge.judge(10.0 + OTHER_S))
+
+
+def test_a_rank_that_is_slow_to_answer_is_believed(judge: StuckJudge) -> None:
+    """When a silent rank answers after all, it is judged by its answer."""
+    judge.on_failure(2, 1, "failed", 0.0)
+    judge.on_answer(0, IDLE, 0.25)
+    judge.judge(3.0)
+    judge.on_answer(1, IDLE, 3.5)
+    judge.on_answer(2, IDLE, 3.5)
+    assert not judge.has_case
+
+
+def test_ranks_that_are_known_to_have_left(judge: StuckJudge) -> None:
+    """What rank 0 knows from elsewhere counts: a rank whose report of a later call came has left the failed one."""
+    judge.on_failure(2, 3, "failed", 0.0)
+    for rank in (0, 1, 2):
+        judge.on_done(rank, 2)
+    assert judge.has_case
+    for rank in (0, 1, 2):
+        judge.on_done(rank, 3)
+    assert not judge.has_case
     assert judge.judge(1e6) == []
 
 
+def test_healthy_work_after_the_end_of_the_program_goes_on(judge: StuckJudge) -> None:
+    """When rank 0's program has ended, workers may work as long as they like, without a warning."""
+    judge.on_end(4, 0.0)
+    judge.on_answer(0, Whereabouts(0, 4), 0.25)
+    for now in (1.0, WARN_AFTER_S + 1.0, 10 * OTHER_S):
+        judge.on_answer(1, at_work(4), now)
+        judge.on_answer(2, Whereabouts(0, 4), now)
+        assert judge.judge(now) == []
+    judge.on_answer(1, Whereabouts(0, 4), 1e4)
+    assert not judge.has_case
+
+
+def test_a_collective_after_the_end_of_the_program_is_ended(judge: StuckJudge) -> None:
+    """A rank that stays inside one `comm` method after rank 0's program has ended gets the long limit, then ends."""
+    judge.on_end(4, 0.0)
+    judge.on_answer(1, inside("bcast", 3, call=4), 0.25)
+    assert judge.judge(0.25 + OTHER_S - 0.1) == []
+    text = only_end(judge.judge(0.25 + OTHER_S))
+    assert "call 4 has ended on rank 0 while others are inside it:" in text
+    assert "rank 0: its program has ended" in text
+    assert "rank 1 is inside comm.bcast" in text
+
+
 def test_earlier_calls_are_left_alone(judge: StuckJudge) -> None:
-    """A rank that still works on a call before the failed one has not met the failure: its healthy work is not ended."""
-    judge.on_failure(2, 5, "failed")
+    """A rank that still works on a call before the failed one has not met the failure: its healthy work goes on."""
+    judge.on_failure(2, 5, "failed", 0.0)
     judge.on_answer(0, Whereabouts(0, 5), 0.0)
     judge.on_answer(1, inside("gather", 4, call=3), 0.0)
     judge.on_answer(2, Whereabouts(0, 5), 0.0)
@@ -156,8 +207,8 @@ def test_earlier_calls_are_left_alone(judge: StuckJudge) -> None:
 
 def test_cases_are_separate(judge: StuckJudge) -> None:
     """Two failed calls are two cases; one is closed without the other."""
-    judge.on_failure(2, 1, "first")
-    judge.on_failure(2, 2, "second")
+    judge.on_failure(2, 1, "first", 0.0)
+    judge.on_failure(2, 2, "second", 0.0)
     for rank in (0, 1, 2):
         judge.on_answer(rank, Whereabouts(2, 1, place="x"), 1.0)
     assert judge.has_case

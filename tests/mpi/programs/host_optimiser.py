@@ -1,7 +1,7 @@
 """A program in the style of the host packages of the spawner layer: it imports only the host's names.
 
-An evolutionary search over a quadratic function, two searches at once on a cooperative scheduler; plus what such programs do by
-hand with messages and slots. Prints ``host ok`` and the number of slots.
+An evolutionary search over a quadratic function, several searches at once on a cooperative scheduler; plus what such
+programs do by hand with messages and slots. Prints ``host ok`` and the number of slots.
 """
 
 import math
@@ -9,11 +9,10 @@ import os
 import random
 import sys
 
+import pyopus.optimizer
 from pyopus.parallel.base import MsgTaskExit, MsgTaskResult
 from pyopus.parallel.cooperative import Failed, scheduler
 from pyopus.parallel.mpi import MPI
-
-import pyopus.optimizer  # noqa: F401
 
 
 def cost(point):
@@ -61,7 +60,7 @@ def talk(vm):
         for task in tasks:
             assert vm.sendMessage(task, k)
         answers = dict(vm.receiveMessage() for _ in tasks)
-        assert answers == {task: (7, k) for task in tasks}
+        assert answers == dict.fromkeys(tasks, (7, k))
     for task in tasks:
         vm.sendMessage(task, "stop")
     results = {}
@@ -75,6 +74,7 @@ def talk(vm):
             results[sender] = message.returnValue
         else:
             assert type(message) is MsgTaskExit
+    assert pyopus.optimizer.scheduler is scheduler
     assert {task: n for task, (n, _) in results.items()} == dict.fromkeys(tasks, 3)
     assert len({pid for _, pid in results.values()}) == initial
 

@@ -1,4 +1,4 @@
-"""Checks of ``taskfarm.objects.comm``: a real communicator that carries what pickle cannot, and only the user's traffic."""
+"""Checks of ``taskfarm.objects.comm``: a real communicator for what pickle cannot carry, free of other traffic."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def check_reductions_carry_closures():
         def joined(a, b):
             return lambda: a() + b()
 
-        mine = lambda r=comm.rank: [r]  # noqa: E731
+        def mine(r=comm.rank):
+            return [r]
+
         total = comm.allreduce(mine, op=joined)
         partial = comm.scan(mine, op=joined)
         root = comm.reduce(mine, op=joined, root=0)
@@ -138,7 +140,9 @@ def check_buffer_methods():
 
     n = objects.size
     total = n * (n + 1) / 2
-    expected = [(total, [float(r) for r in range(n)] if r == 0 else None, [0.0, 1.0, 2.0, 3.0] if r else None) for r in range(n)]
+    expected = [
+        (total, [float(r) for r in range(n)] if r == 0 else None, [0.0, 1.0, 2.0, 3.0] if r else None) for r in range(n)
+    ]
     equal(values(use), expected)
 
 
@@ -160,7 +164,7 @@ def check2_status_and_wildcards_work():
 
 
 def check2_own_traffic_never_runs_on_comm():
-    """A wildcard receive of the user stays open over calls, handles and arrays of ours, and gets only the user's message."""
+    """A wildcard receive of the user stays open over calls, handles and arrays, and gets only the user's message."""
     request = objects.comm.irecv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)
     world = MPI.COMM_WORLD.irecv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)
     for k in range(30):

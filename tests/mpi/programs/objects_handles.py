@@ -241,7 +241,11 @@ def check_manage_forms_map_too():
 
 def check_mapping_is_top_level_only():
     a = manage(1)
-    seen = values(objects.function_call, lambda l, t, d: [isinstance(x, int) for x in (l[0], t[0], d["k"])], [a], (a,), {"k": a})
+
+    def look(in_list, in_tuple, in_dict):
+        return [isinstance(x, int) for x in (in_list[0], in_tuple[0], in_dict["k"])]
+
+    seen = values(objects.function_call, look, [a], (a,), {"k": a})
     equal(seen, [[True] * 3] * objects.size)
 
 
@@ -325,7 +329,9 @@ def check2_aligned_after_one_of_several_ids():
     ids = objects.call(create)
     equal([int(i) for i in ids], [before, before + 1, before + 2])
     holds("stopped after one" in str(drain()), "the failure was not reported")
-    equal(values(lambda b: [b + k in objects._managed_objects for k in (1, 2)], before), [[False, False]] * objects.size)
+    equal(
+        values(lambda b: [b + k in objects._managed_objects for k in (1, 2)], before), [[False, False]] * objects.size
+    )
     aligned(before + 3)
     del ids
     gc.collect()

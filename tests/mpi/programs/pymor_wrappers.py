@@ -21,7 +21,6 @@ from pymor.tools import mpi
 from pymor.vectorarrays.mpi import MPIVectorSpaceAutoComm
 
 
-
 def discretize():
     return discretize_stationary_cg(thermal_block_problem((2, 1)), diameter=1 / 8)[0]
 

@@ -42,7 +42,7 @@ def look():
         for name in folders + files:
             path = os.path.join(base, name)
             link = os.readlink(path) if os.path.islink(path) else None
-            text = None if os.path.isdir(path) else open(path).read()
+            text = None if os.path.isdir(path) else Path(path).read_text()
             found[os.path.normpath(path)] = ("link " + link) if link else text
     return os.getcwd(), os.getpid(), found
 
@@ -55,7 +55,7 @@ def check_library_reads_the_environment():
     import taskfarm.vm as module
 
     equal(module.ParallelLocalStorage, str(LOCAL))
-    equal(list(module.ParallelMirroredStorage)[0], str(MIRROR))
+    equal(next(iter(module.ParallelMirroredStorage)), str(MIRROR))
 
 
 def check2_mirrored_files():
@@ -87,7 +87,9 @@ def check2_targets_and_merging():
     other.mkdir(parents=True, exist_ok=True)
     (other / "e.txt").write_text("e")
     (other / "c.txt").write_text("newer c")
-    vm = MPI(mirrorMap={str(source / "a.txt"): "sub/dir", str(source / "folder"): ".", str(MIRROR / "other" / "*"): "."})
+    vm = MPI(
+        mirrorMap={str(source / "a.txt"): "sub/dir", str(source / "folder"): ".", str(MIRROR / "other" / "*"): "."}
+    )
     ((_, _, found),) = run(vm, look)
     equal(found["sub/dir/a.txt"], "a")
     equal((found["folder/e.txt"], found["folder/deep/d.txt"]), ("e", "d"))

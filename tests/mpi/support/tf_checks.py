@@ -1,8 +1,8 @@
 """Runs the checks of a program on rank 0 and writes down how each ended, one JSON line per event.
 
-A check is a function ``check_<promise>()``; ``check<K>_<promise>()`` needs at least K ranks. It fails by raising. A check that
-does not come back within ``CHECK_LIMIT_S`` ends the process with its stacks on stderr. ``$TF_CHECKS_AFTER`` names the last check of an
-earlier, broken run (the harness goes on behind it), ``$TF_CHECKS_ONLY`` the wanted ones.
+A check is a function ``check_<promise>()``; ``check<K>_<promise>()`` needs at least K ranks. It fails by raising. A
+check that does not come back within ``CHECK_LIMIT_S`` ends the process with its stacks on stderr. ``$TF_CHECKS_AFTER``
+names the last check of an earlier, broken run (the harness goes on behind it), ``$TF_CHECKS_ONLY`` the wanted ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run_checks(namespace: dict[str, Any], n_ranks: int, after_each: Callable[[],
                 namespace[name]()
                 if after_each is not None:
                     after_each()
-            except BaseException:
+            except BaseException:  # noqa: BLE001
                 write(name, "fail", traceback.format_exc())
             else:
                 write(name, "pass")

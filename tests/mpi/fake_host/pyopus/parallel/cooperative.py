@@ -1,7 +1,7 @@
 """A cooperative scheduler as such host packages have it: generators ask for tasks, a loop spawns and hands out results.
 
-It relies on what callers of the layer rely on: exact message classes, result before exit, slots that are freed when the exit is
-handed out, live sets of hosts and slots, an empty tuple for a time that is up, and statics on the class.
+It relies on what callers of the layer rely on: exact message classes, result before exit, slots that are freed when
+the exit is handed out, live sets of hosts and slots, an empty tuple for a time that is up, and statics on the class.
 """
 
 from collections import deque
