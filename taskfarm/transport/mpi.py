@@ -240,17 +240,21 @@ class MpiTransport:
         """Take in every frame that was sent to this rank, then free the communicators; see the protocol.
 
         How many frames that is comes from a non-blocking reduction of everybody's counts, so that nothing is left
-        unread (which some MPI libraries punish at finalize).
+        unread (which some MPI libraries punish at finalize). Nobody leaves before all are through: a rank that has
+        left polls no more, and a sender may still wait for its acknowledgement.
         """
         total = np.zeros(1, dtype=np.int64)
         counts = np.array(self._n_sent_to, dtype=np.int64)
         reduction = self._control.Ireduce_scatter_block(counts, total)
         reduced = False
+        barrier: MPI.Request | None = None
         while True:
             while (item := self.receive_nowait()) is not None:
                 on_frame(*item)
             reduced = reduced or reduction.Test()
             if reduced and self._n_received == total[0] and not self.n_unsent and not self._arriving:
+                barrier = barrier or self._control.Ibarrier()
+            if barrier is not None and barrier.Test():
                 break
             now = time.monotonic()
             if now >= deadline:
