@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
     if current().rank != 0:
         sys.path.insert(0, folder)
         _calls.event_loop()
-        current().leave_if_threads_stay()
+        ending.leave_if_threads_stay(current())
         return 0
     _calls.launch_event_loop()
     if words:

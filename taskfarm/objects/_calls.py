@@ -130,6 +130,11 @@ def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     -----
     Rank 0 may be up to 256 calls ahead of the slowest worker.
     """
+    session = current()
+    controller = session.open_controller
+    if controller is not None and controller.caller.has_workers:
+        session.check_caller("call()")
+        return controller.caller.call(fn, args, kwargs, session.on_error)
     return _call(fn, args, kwargs, values=False)
 
 

@@ -69,6 +69,8 @@ class Caller:
         self._registry = surroundings.registry
         self._drain_tasks = drain_tasks
         self._children = children(0, endpoint.transport.size)
+        self._watched = False
+        self.has_workers = bool(workers)
         self._values: dict[int, dict[int, Frame]] = {}
 
     @property
@@ -117,18 +119,19 @@ class Caller:
         """
         self._prepare()
         packed = pack_work("call", fn, args, kwargs)
-        self._endpoint.watch()
+        if not self._watched:
+            self._watched = True
+            self._endpoint.watch()
         number = self.book.begin(describe(fn), self._registry.counter)
-        wait = values or mode is OnError.WAIT
-        option = CallOption.REPORT if wait else CallOption.NOTHING
+        option: int = CallOption.NOTHING
         if values:
-            option |= CallOption.VALUE
+            option = CallOption.REPORT | CallOption.VALUE
             self._values[number] = {}
-        elif mode is OnError.PRINT:
-            option |= CallOption.PRINT
+        elif mode is not OnError.DEFERRED:
+            option = CallOption.REPORT if mode is OnError.WAIT else CallOption.PRINT
         frame = Frame(Kind.CALL, number, self._registry.counter, option, packed.body, packed.buffers)
         result = self._send_and_run(frame, fn, args, kwargs)
-        if not wait:
+        if not option & CallOption.REPORT:
             return result
         self._endpoint.serve_until(lambda: not self.book.behind(number))
         frames = self._values.pop(number, {})
@@ -189,8 +192,10 @@ class Caller:
             logger.warning("rank 0: rank %d is still inside call %d, in which rank 0 raised", rank, number)
 
     def _prepare(self) -> None:
-        self._endpoint.serve_nowait()
+        self._endpoint.serve_now_and_then()
         self._drain_tasks()
+        if self.book.is_calm and not self._registry.has_dying:
+            return
         if self.book.has_untold:
             self._settle(self.book.last, time.monotonic() + NOTES_PATIENCE_S)
             self._raise_untold()
@@ -244,8 +249,7 @@ class Caller:
         self._to_all(Frame(Kind.REMOVE, body=np.array(obj_ids, dtype="<i8").tobytes()))
 
     def _to_all(self, frame: Frame) -> None:
-        for rank in self._children:
-            self._transport.send(rank, frame, borrowed=True)
+        self._transport.send_to(self._children, frame, borrowed=True)
 
     def take_untold_failures(self) -> RemoteError | None:
         """Return, once, the failures that nobody has been told of, as the error to raise or print."""

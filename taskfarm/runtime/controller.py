@@ -97,9 +97,7 @@ class Controller(Endpoint):
 
     # Tasks
 
-    def spawn(
-        self, packed: Packed, count: int | None, hosts: Collection[str] | None, wanted: ResultWanted
-    ) -> list[Assignment]:
+    def spawn(self, packed: Packed, count: int | None, hosts: Collection[str] | None, wanted: int) -> list[Assignment]:
         """Run `packed` work as a task in up to `count` free slots; its raw buffers are sent when this returns."""
         if self.current_call:
             raise UsageError(f"spawnFunction inside call {self.current_call}: the workers are busy with the call")

@@ -18,6 +18,7 @@ Imports inside functions keep a program that never opened a session from loading
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import sys
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from taskfarm.runtime.session import Session
     from taskfarm.transport.world import World
 
-__all__ = ["install", "leave", "report_late"]
+__all__ = ["install", "leave", "leave_if_threads_stay", "report_late"]
+
+logger = logging.getLogger(__name__)
 
 
 def install(session: Session) -> None:
@@ -121,3 +124,14 @@ def report_late(session: Session, error: RemoteError) -> bool:
     session.failed_late = True
     print_error(f"taskfarm: a failure that was not seen before the end of the program\n{error}")
     return True
+
+
+def leave_if_threads_stay(session: Session) -> None:
+    """End this worker's process now if tasks left threads behind, for which the interpreter would wait for ever."""
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    if len(left) > 1 and session.world is not None:
+        from taskfarm.runtime.runner import flush_output
+
+        logger.warning("rank %d: threads that tasks started are still alive: %s", session.rank, ", ".join(left[1:]))
+        flush_output()
+        session.world.leave(0)

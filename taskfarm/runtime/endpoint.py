@@ -24,6 +24,7 @@ __all__ = ["CutOff", "Endpoint", "Surroundings", "TaskEnded", "TaskResult"]
 logger = logging.getLogger(__name__)
 
 _STATUS = Struct("<qqqq")
+LOOK_EVERY_S = 50e-6  # calls in quick succession go out without a look for failures each, which takes 1 us
 _MISSES = 2  # a first MPI probe may only make progress and let the second one see the message (MPICH 5)
 
 
@@ -93,6 +94,7 @@ class Endpoint:
         self._n_sent = 0
         self._n_received = 0
         self._waits = Wait.NOT
+        self._served_at = -math.inf
         self._handlers: dict[Kind, Callable[[int, Frame], None]] = {
             Kind.MESSAGE: self.on_message,
             Kind.QUERY: self.on_query,
@@ -118,6 +120,13 @@ class Endpoint:
             logger.error(
                 "rank %d: dropped a %s frame from rank %d: %s", self.transport.rank, frame.kind.name, source, exc
             )
+
+    def serve_now_and_then(self) -> None:
+        """React to every frame that is here, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self._served_at >= LOOK_EVERY_S:
+            self._served_at = now
+            self.serve_nowait()
 
     def serve_nowait(self) -> None:
         """React to every frame that is here."""
@@ -194,11 +203,12 @@ class Endpoint:
     def receive_letter(self, deadline: float, rank: int | None = None) -> Letter | None:
         """Wait for a letter, of `rank` if given, until `deadline`; None then."""
         mailbox = self.mailbox
+        for_ever = deadline == math.inf
         while (letter := mailbox.take(rank)) is None:
-            if time.monotonic() >= deadline:  # whatever else arrives, one deadline bounds the wait
+            if not for_ever and time.monotonic() >= deadline:  # whatever else arrives, one deadline bounds the wait
                 self.serve_nowait()
                 return mailbox.take(rank)
-            self._waits = Wait.FOR_EVER if deadline == math.inf else Wait.FOR_A_TIME
+            self._waits = Wait.FOR_EVER if for_ever else Wait.FOR_A_TIME
             try:
                 item = self.transport.receive(deadline)
                 if item is not None:

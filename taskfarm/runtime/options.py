@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from enum import IntFlag
+from enum import IntEnum
 
 __all__ = ["CallOption", "ResultWanted"]
 
 
-class CallOption(IntFlag):
-    """What rank 0 wants to know of a call."""
+class CallOption(IntEnum):
+    """What rank 0 wants to know of a call; bits.
+
+    Not an `IntFlag`: each ``&`` with one of those takes 0.7 us, with a plain integer 0.02 us.
+    """
 
     NOTHING = 0
     REPORT = 1  #: a report as soon as the call is done
@@ -16,8 +19,8 @@ class CallOption(IntFlag):
     PRINT = 4  #: failures are printed on their rank and not reported
 
 
-class ResultWanted(IntFlag):
-    """What the spawner wants of a task's result, and in the reply whether there is one."""
+class ResultWanted(IntEnum):
+    """What the spawner wants of a task's result, and in the reply whether there is one; bits."""
 
     NOTHING = 0
     MESSAGE = 1  #: a result message

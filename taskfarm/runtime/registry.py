@@ -99,6 +99,11 @@ class Registry:
             self.discard(range(counter, self.counter))
         self.counter = counter
 
+    @property
+    def has_dying(self) -> bool:
+        """Whether `take_dead` has something to look at."""
+        return bool(self._dying)
+
     def take_dead(self) -> list[int]:
         """Return, once, the ids whose owning handle has died while the object is still here."""
         dead = []

@@ -19,7 +19,16 @@ from taskfarm.errors import ProtocolError, RankFailure
 from taskfarm.wire.codec import pack, unpack
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["Outcome", "decode_failure", "describe", "encode_failure", "failure_of", "is_own_file", "run"]
+__all__ = [
+    "Outcome",
+    "decode_failure",
+    "describe",
+    "encode_failure",
+    "end_forked_child",
+    "failure_of",
+    "is_own_file",
+    "run",
+]
 
 _PACKAGE_DIR = str(Path(__file__).parent.parent) + os.sep
 
@@ -33,17 +42,13 @@ class Outcome(NamedTuple):
 
 def run(fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Outcome:
     """Run the user's function; whatever it raises, ``SystemExit`` included, becomes an `Outcome`."""
-    pid = os.getpid()
     try:
-        outcome = Outcome(fn(*args, **kwargs) if kwargs else fn(*args))
+        return Outcome(fn(*args, **kwargs) if kwargs else fn(*args))
     except BaseException as exc:  # noqa: BLE001
-        outcome = Outcome(None, exc)
-    if os.getpid() != pid:
-        _end_forked_child(outcome.exception)
-    return outcome
+        return Outcome(None, exc)
 
 
-def _end_forked_child(exc: BaseException | None) -> NoReturn:
+def end_forked_child(exc: BaseException | None) -> NoReturn:
     """End a child that the user's function forked and that came out of it: it must not go on as a second worker.
 
     By ``os._exit``, since the end of the interpreter would end the parent's MPI.
@@ -126,8 +131,10 @@ def describe(fn: object) -> str:
 def flush_output() -> None:
     """Flush what the user's function printed; the streams may be objects of the user's that cannot be."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105 - `suppress` takes longer than the flush
             stream.flush()
+        except Exception:  # noqa: BLE001
+            pass
 
 
 def print_error(text: str) -> None:

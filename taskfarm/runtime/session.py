@@ -108,6 +108,8 @@ class Session:
         Where `taskfarm.objects.run_code` executes.
     controller, worker : Controller or None, Worker or None
         This rank's side, while and after the session is open.
+    open_controller : Controller or None
+        The controller while the session is open: the short way for what is done often.
     """
 
     def __init__(self, config: Config) -> None:
@@ -116,6 +118,8 @@ class Session:
         self.phase = Phase.IDLE
         self.pid = os.getpid()
         self._thread = 0  # that opened the session
+        self._forked = False
+        os.register_at_fork(after_in_child=self._note_fork)
         self.exit_status: int | None = None
         self.failed_late = False
         self.on_error = config.on_error
@@ -123,6 +127,7 @@ class Session:
         self.face_state: dict[str, Any] = {}
         self.code_namespace: dict[str, Any] = {"__name__": "__taskfarm_run_code__", "__builtins__": __builtins__}
         self.controller: Controller | None = None
+        self.open_controller: Controller | None = None
         self.worker: Worker | None = None
         self.mpi_error: ImportError | RuntimeError | None = None
         self._world: World | None = None
@@ -133,6 +138,9 @@ class Session:
         self._watch: WatchClient | WatchServer | None = None
         self._comm: Any = None
 
+    def _note_fork(self) -> None:
+        self._forked = True
+
     def check_caller(self, what: str) -> None:
         """Raise `UsageError` in a second thread and in a forked child: only one thread of a rank talks to MPI."""
         if threading.get_ident() != self._thread and self._thread:
@@ -140,7 +148,7 @@ class Session:
                 f"{what} in another thread than the one that opened the session: one thread per process talks to MPI; "
                 "hand the work to that thread (for example through queue.Queue)"
             )
-        if os.getpid() != self.pid:
+        if self._forked:
             raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
 
     # The world
@@ -283,6 +291,7 @@ class Session:
 
     def _go_on(self, event: PhaseEvent) -> None:
         self.phase = advance(PHASE_TABLE, self.phase, event, "the session")
+        self.open_controller = self.controller if self.phase is Phase.OPEN else None
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -367,14 +376,6 @@ class Session:
             print_error(f"taskfarm: {error}")
         print_error(f"taskfarm: {why}; ending the job")
         self.abort(self.exit_status or 1)
-
-    def leave_if_threads_stay(self) -> None:
-        """End this worker's process now if tasks left threads behind, for which the interpreter would wait for ever."""
-        left = [thread.name for thread in threading.enumerate() if not thread.daemon]
-        if len(left) > 1 and self.world is not None:
-            logger.warning("rank %d: threads that tasks started are still alive: %s", self.rank, ", ".join(left[1:]))
-            flush_output()
-            self.world.leave(0)
 
     def finalize_mpi(self) -> None:
         """End MPI here; collective."""

@@ -41,7 +41,8 @@ def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> 
         If this rank has no such object.
     """
     fn, args, kwargs = unpack(body, buffers)
-    args = [registry.own_part(arg) for arg in args]
+    if args:
+        args = [registry.own_part(arg) for arg in args]
     if kwargs:
         kwargs = {name: registry.own_part(arg) for name, arg in kwargs.items()}
     return fn, args, kwargs

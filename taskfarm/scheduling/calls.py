@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
+from typing import Any
 
 from taskfarm.errors import ProtocolError, RankFailure
-from taskfarm.scheduling.machine import Table, advance
+from taskfarm.scheduling.machine import Fact, Table, advance
 
 __all__ = ["CALL_TABLE", "MAX_AHEAD", "REPORT_EVERY", "CallBook", "CallEvent", "CallRecord", "CallState"]
 
@@ -32,7 +32,10 @@ REPORT_EVERY = 32  # calls between two "done up to" reports of a worker: under 1
 MAX_AHEAD = 256  # calls that rank 0 may be ahead of the slowest worker; bounds the memory of unsent and unread frames
 
 
-class CallState(Enum):
+_NONE: Mapping[int, Any] = {}
+
+
+class CallState(Fact):
     """States of a collective call on rank 0."""
 
     RUNNING = "running"
@@ -41,7 +44,7 @@ class CallState(Enum):
     SETTLED = "settled"
 
 
-class CallEvent(Enum):
+class CallEvent(Fact):
     """What happens to a collective call."""
 
     LOCAL_RETURN = "local return"
@@ -57,7 +60,7 @@ CALL_TABLE: Table[CallState, CallEvent] = {
 }
 
 
-@dataclass
+@dataclass(slots=True)
 class CallRecord:
     """One call that is not settled, or whose failures are still to be told.
 
@@ -69,10 +72,12 @@ class CallRecord:
         What was called, for messages.
     first_id : int
         Rank 0's object counter before the call.
-    end_ids : dict of int to int
-        Object counter after the call, of rank 0 and of the ranks that failed.
-    failures : dict of int to RankFailure
-        By rank.
+    failures : mapping of int to RankFailure
+        By rank; one shared empty one until a rank fails.
+    failed_ids : mapping of int to int
+        Object counters after the call of the ranks that failed; likewise.
+    end_id : int
+        Rank 0's object counter after the call.
     n_told : int
         How many of the failures the caller has been told of.
     raised : bool
@@ -82,9 +87,10 @@ class CallRecord:
     number: int
     what: str
     first_id: int
-    state: CallState = CallState.RUNNING
-    end_ids: dict[int, int] = field(default_factory=dict)
-    failures: dict[int, RankFailure] = field(default_factory=dict)
+    state: CallState
+    failures: Mapping[int, RankFailure]
+    failed_ids: Mapping[int, int]
+    end_id: int = 0
     n_told: int = 0
     raised: bool = False
 
@@ -93,7 +99,7 @@ class CallRecord:
 
         What a worker made beyond rank 0's counter it forgets by itself when the next call comes.
         """
-        return range(max(self.first_id, min(self.end_ids.values())), self.end_ids[0])
+        return range(max(self.first_id, min((self.end_id, *self.failed_ids.values()))), self.end_id)
 
 
 class CallBook:
@@ -108,6 +114,8 @@ class CallBook:
     ----------
     last : int
         Number of the last call; 0 before the first.
+    done_everywhere : int
+        Number of the last call that every worker is known to be through with.
     diverged : bool
         Whether the ranks' outcomes differed in a settled call since `on_repaired`: data of one call may then wait in
         the user's communicator and would be taken for data of a later one.
@@ -116,7 +124,7 @@ class CallBook:
     def __init__(self, workers: Collection[int]) -> None:
         self._done_up_to = dict.fromkeys(workers, 0)
         self._n_at = Counter(self._done_up_to.values())  # how many workers are at each number
-        self._done_everywhere = 0
+        self.done_everywhere = 0
         self._open: dict[int, CallRecord] = {}
         self._untold: list[CallRecord] = []
         self._raised: CallRecord | None = None  # the last call in which rank 0 raised
@@ -128,11 +136,6 @@ class CallBook:
         self.diverged = False
 
     # Queries
-
-    @property
-    def done_everywhere(self) -> int:
-        """Number of the last call that every worker is known to be through with."""
-        return self._done_everywhere if self._done_up_to else self.last
 
     @property
     def done_up_to(self) -> Mapping[int, int]:
@@ -157,12 +160,25 @@ class CallBook:
         """Whether a worker failed in a call from which rank 0 returned, and nobody has been told."""
         return bool(self._untold)
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing stands in the way of the next call: no failure, nothing to repair, not too far ahead."""
+        return not (
+            self._untold
+            or self._troubled
+            or self._orphans
+            or self.diverged
+            or self.last - self.done_everywhere >= MAX_AHEAD
+        )
+
     # Events
 
     def begin(self, what: str, counter: int) -> int:
         """Open the next call and return its number; `counter` is rank 0's object counter."""
         self.last += 1
-        self._open[self.last] = CallRecord(self.last, what, counter)
+        if not self._done_up_to:  # nobody to wait for
+            self.done_everywhere = self.last
+        self._open[self.last] = CallRecord(self.last, what, counter, CallState.RUNNING, _NONE, _NONE)
         return self.last
 
     def on_local_end(self, number: int, counter: int, *, raised: bool) -> None:
@@ -171,23 +187,24 @@ class CallBook:
         if record is None:
             raise ProtocolError(f"call {number} ended on rank 0, but is not open")
         event = CallEvent.LOCAL_RAISE if raised else CallEvent.LOCAL_RETURN
-        record.state = advance(CALL_TABLE, record.state, event, f"call {number}")
-        record.end_ids[0] = counter
-        record.raised = raised
+        record.state = advance(CALL_TABLE, record.state, event, "call {}", number)
+        record.end_id = counter
         if raised:
+            record.raised = True
             self._raised = record
             self._troubled.add(number)
         elif record.failures:
             self._untold.append(record)
-        self._settle()
+        if number <= self.done_everywhere:
+            self._settle()
 
     def on_failed(self, number: int, counter: int, failure: RankFailure) -> None:
         """Note that a worker's part of call `number` failed, and that worker's object counter after it."""
         record = self._open.get(number)
         if record is None or failure.rank in record.failures or self._done_up_to.get(failure.rank, number) >= number:
             raise ProtocolError(f"rank {failure.rank} reported a failure of call {number}, which is not open there")
-        record.failures[failure.rank] = failure
-        record.end_ids[failure.rank] = counter
+        record.failures = {**record.failures, failure.rank: failure}
+        record.failed_ids = {**record.failed_ids, failure.rank: counter}
         self._troubled.add(number)
         if record.state is CallState.RETURNED and record not in self._untold:
             self._untold.append(record)
@@ -203,8 +220,8 @@ class CallBook:
         self._n_at[before] -= 1
         if not self._n_at[before]:
             del self._n_at[before]
-            if before == self._done_everywhere:
-                self._done_everywhere = min(self._n_at)
+            if before == self.done_everywhere:
+                self.done_everywhere = min(self._n_at)
         self._settle()
 
     def take_untold(self) -> list[tuple[str, list[RankFailure]]]:
@@ -248,7 +265,7 @@ class CallBook:
             number, record = next(iter(self._open.items()))
             if number > limit or record.state is CallState.RUNNING:
                 return
-            record.state = advance(CALL_TABLE, record.state, CallEvent.ALL_DONE, f"call {number}")
+            record.state = advance(CALL_TABLE, record.state, CallEvent.ALL_DONE, "call {}", number)
             del self._open[number]
             if number in self._troubled:
                 self._troubled.discard(number)

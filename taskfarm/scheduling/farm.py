@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 from taskfarm.errors import InternalError, ProtocolError, UsageError
-from taskfarm.scheduling.machine import Table, advance
+from taskfarm.scheduling.machine import Fact, Table, advance
 
 __all__ = ["SLOT_TABLE", "TASK_TABLE", "Assignment", "Farm", "SlotEvent", "SlotState", "TaskEvent", "TaskState"]
 
 
-class SlotState(Enum):
+class SlotState(Fact):
     """States of a worker's slot."""
 
     FREE = "free"
@@ -32,7 +32,7 @@ class SlotState(Enum):
     LOST = "lost"
 
 
-class SlotEvent(Enum):
+class SlotEvent(Fact):
     """What happens to a slot."""
 
     ASSIGNED = "assigned"
@@ -40,7 +40,7 @@ class SlotEvent(Enum):
     WORKER_LOST = "worker lost"
 
 
-class TaskState(Enum):
+class TaskState(Fact):
     """States of a task."""
 
     RUNNING = "running"
@@ -48,7 +48,7 @@ class TaskState(Enum):
     EXITED = "exited"
 
 
-class TaskEvent(Enum):
+class TaskEvent(Fact):
     """What happens to a task."""
 
     ENDED = "ended"
@@ -70,15 +70,14 @@ TASK_TABLE: Table[TaskState, TaskEvent] = {
 }
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A task and the rank whose slot it got."""
+class Assignment(NamedTuple):
+    """A task and the rank whose slot it got; a named tuple, since one is made per task."""
 
     rank: int
     number: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _Task:
     rank: int
     state: TaskState = TaskState.RUNNING
@@ -191,7 +190,7 @@ class Farm:
         task = self._tasks.get(number)
         if task is None or task.rank != rank:
             raise ProtocolError(f"rank {rank} reported the end of task {rank}:{number}, which is not there")
-        task.state = advance(TASK_TABLE, task.state, TaskEvent.ENDED, f"task {rank}:{number}")
+        task.state = advance(TASK_TABLE, task.state, TaskEvent.ENDED, "task {}:{}", rank, number)
         self._running -= 1
 
     def on_handed_out(self, number: int) -> None:
@@ -199,12 +198,12 @@ class Farm:
         task = self._tasks.get(number)
         if task is None:
             raise ProtocolError(f"the exit of task number {number} was handed out, which is not there")
-        task.state = advance(TASK_TABLE, task.state, TaskEvent.HANDED_OUT, f"task {task.rank}:{number}")
+        task.state = advance(TASK_TABLE, task.state, TaskEvent.HANDED_OUT, "task {}:{}", task.rank, number)
         del self._tasks[number]
         rank = task.rank
         if self._slots[rank] is SlotState.LOST:
             return
-        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.RELEASED, f"the slot of rank {rank}")
+        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.RELEASED, "the slot of rank {}", rank)
         host = self._hosts[rank]
         self.free.add(rank)
         self._free_by_host[host].add(rank)
@@ -222,12 +221,12 @@ class Farm:
             raise ProtocolError(f"rank {rank} was reported lost, but it has no slot")
         if self._slots[rank] is SlotState.LOST:
             return []
-        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.WORKER_LOST, f"the slot of rank {rank}")
+        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.WORKER_LOST, "the slot of rank {}", rank)
         self._forget_free(rank)
         ended = []
         for number, task in self._tasks.items():
             if task.rank == rank and task.state is TaskState.RUNNING:
-                task.state = advance(TASK_TABLE, task.state, TaskEvent.WORKER_LOST, f"task {rank}:{number}")
+                task.state = advance(TASK_TABLE, task.state, TaskEvent.WORKER_LOST, "task {}:{}", rank, number)
                 self._running -= 1
                 ended.append(Assignment(rank, number))
         return ended
@@ -259,7 +258,7 @@ class Farm:
                 return rank
 
     def _take(self, rank: int) -> Assignment:
-        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.ASSIGNED, f"the slot of rank {rank}")
+        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.ASSIGNED, "the slot of rank {}", rank)
         self._forget_free(rank)
         number = self._next_number
         self._next_number += 1

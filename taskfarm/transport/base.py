@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from taskfarm.wire.frames import Frame
@@ -33,6 +33,9 @@ class Transport(Protocol):
         The memory of ``frame.buffers`` must not change until it is sent. If it is `borrowed` from somebody who will
         change it, `complete_sends` waits for it. A frame to a rank that does not receive is kept; nothing blocks.
         """
+
+    def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
+        """Start to send `frame`, encoded once, to each of `dests`."""
 
     def receive_nowait(self) -> Incoming | None:
         """Move what can be moved; return the next complete frame and its sender, or None."""

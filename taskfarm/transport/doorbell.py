@@ -108,6 +108,11 @@ class Doorbell:
         """Set the ranks that have proved to be reachable."""
         self._neighbours = frozenset(neighbours) - {self._rank} if self._memory is not None else frozenset()
 
+    @property
+    def asleep(self) -> bytes | mmap.mmap:
+        """By rank, live: whether a rank of this host has to be rung; 0 for all others. Valid until `close`."""
+        return bytes(self._size) if self._memory is None else self._memory
+
     def reaches(self, ranks: Iterable[int]) -> bool:
         """Tell whether all of `ranks` can ring here."""
         return self._memory is not None and self._neighbours >= set(ranks) - {self._rank}

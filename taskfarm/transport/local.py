@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Condition
 
 from taskfarm.errors import InternalError, UsageError
@@ -42,6 +42,14 @@ class LocalTransport:
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Copy `frame` into the queue of `dest`."""
+        self.send_to((dest,), frame, borrowed=borrowed)
+
+    def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
+        """Copy `frame` into the queue of each of `dests`."""
+        for dest in dests:
+            self._send(dest, frame)
+
+    def _send(self, dest: int, frame: Frame) -> None:
         if not 0 <= dest < self.size or dest == self.rank:
             raise UsageError(f"dest={dest} is not another rank of {self.size}")
         control, bulk = encode(frame)

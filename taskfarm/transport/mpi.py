@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -27,7 +28,7 @@ from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.codec import empty_buffer
-from taskfarm.wire.frames import Buffer, Frame, Head, encode, parse_head
+from taskfarm.wire.frames import Buffer, Frame, Head, encode, parse_head, parse_whole
 
 __all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 BULK_CHUNK_BYTES = 1 << 30  # below 2^31 with room to spare; larger pieces are not faster
 _TESTS_PER_POLL = 32
 _TAG = 1  # small: the tag range differs between libraries
+_BYTE, _ANY_SOURCE, _ANY_TAG = MPI.BYTE, MPI.ANY_SOURCE, MPI.ANY_TAG
 
 
 class _Arrival:
@@ -72,6 +74,8 @@ class MpiTransport:
         self._bulk = bulk
         self._waiter = waiter
         self._bell = bell
+        self._asleep = bell.asleep if bell is not None else b""
+        self._probe = control.Improbe if matched_probe else control.Iprobe
         self._start = self._start_matched if matched_probe else self._start_plain
         self._status = MPI.Status()
         self.rank: int = control.rank
@@ -88,17 +92,22 @@ class MpiTransport:
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame`; see the protocol."""
-        if not 0 <= dest < self.size or dest == self.rank:
-            raise UsageError(f"dest={dest} is not another rank of {self.size}")
+        self.send_to((dest,), frame, borrowed=borrowed)
+
+    def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
+        """Start to send `frame` to several ranks; see the protocol."""
         control, bulk = encode(frame)
-        self._n_sent_to[dest] += 1
-        request = self._control.Isend([control, MPI.BYTE], dest, _TAG)
-        if bulk or not request.Test():
-            self._sends.append((request, control))
-        for buffer in bulk:
-            self._send_bulk(dest, buffer, self._borrowed if borrowed else self._sends)
-        if self._bell is not None:
-            self._bell.ring(dest)
+        for dest in dests:
+            if not 0 <= dest < self.size or dest == self.rank:
+                raise UsageError(f"dest={dest} is not another rank of {self.size}")
+            self._n_sent_to[dest] += 1
+            request = self._control.Isend((control, _BYTE), dest, _TAG)
+            if bulk or not request.Test():
+                self._sends.append((request, control))
+            for buffer in bulk:
+                self._send_bulk(dest, buffer, self._borrowed if borrowed else self._sends)
+            if self._bell is not None and self._asleep[dest]:
+                self._bell.ring(dest)
 
     def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[tuple[MPI.Request, object]]) -> None:
         view = memoryview(buffer)
@@ -134,19 +143,16 @@ class MpiTransport:
 
     # Receiving
 
-    def _start_matched(self) -> tuple[int, bytearray, MPI.Request] | None:
-        message = self._control.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)
-        if message is None:
-            return None
-        data = bytearray(self._status.Get_count(MPI.BYTE))
-        return self._status.Get_source(), data, message.Irecv([data, MPI.BYTE])
+    def _start_matched(self, message: Any) -> tuple[int, bytearray, MPI.Request]:
+        status = self._status
+        data = bytearray(status.Get_count(_BYTE))
+        return status.Get_source(), data, message.Irecv((data, _BYTE))
 
-    def _start_plain(self) -> tuple[int, bytearray, MPI.Request] | None:
-        if not self._control.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status):
-            return None
-        source = self._status.Get_source()
-        data = bytearray(self._status.Get_count(MPI.BYTE))
-        return source, data, self._control.Irecv([data, MPI.BYTE], source, self._status.Get_tag())
+    def _start_plain(self, found: Any) -> tuple[int, bytearray, MPI.Request]:
+        status = self._status
+        data = bytearray(status.Get_count(_BYTE))
+        source = status.Get_source()
+        return source, data, self._control.Irecv((data, _BYTE), source, status.Get_tag())
 
     def receive_nowait(self) -> Incoming | None:
         """Move everything once; return the next complete frame, or None."""
@@ -154,16 +160,17 @@ class MpiTransport:
             return self._ready.popleft()
         if self._sends or self._borrowed:
             self._move_sends()
-        started = self._start()
-        if started is not None:
-            source, data, request = started
+        found = self._probe(_ANY_SOURCE, _ANY_TAG, self._status)
+        if found:
+            source, data, request = self._start(found)
             self._n_received += 1
             if source not in self._arriving and request.Test():
+                frame = parse_whole(data)
+                if frame is not None:
+                    return source, frame
                 head = self._parse(source, data)
                 if head is None:
                     return None
-                if not head.bulk_sizes:
-                    return source, head.frame
                 self._arriving[source] = deque([self._begin_bulk(source, _Arrival(data, []), head)])
             else:
                 self._arriving.setdefault(source, deque()).append(_Arrival(data, [request]))

@@ -15,7 +15,7 @@ from taskfarm.transport.doorbell import Doorbell
 __all__ = ["Waiter"]
 
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
-YIELD_S = 300e-6
+YIELD_S = 2e-3  # longer than two wake-ups on a busy machine: partners must not put each other to sleep in turn
 FIRST_POLL_SLEEP_S = 50e-6
 POLL_SLEEP_S = 2e-3
 LONG_POLL_SLEEP_S = 5e-3  # after LONG_WAIT_S: 0.5 % CPU over TCP, against 1.2 % for 2 ms (benchmarks/idle.py)

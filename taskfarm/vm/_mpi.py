@@ -10,6 +10,7 @@ from typing import Any
 from taskfarm.config import OnError
 from taskfarm.errors import UsageError
 from taskfarm.runtime.controller import Controller
+from taskfarm.runtime.ending import leave_if_threads_stay
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, Session, current
@@ -108,7 +109,7 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
             return
         session.open()
         session.serve()
-        session.leave_if_threads_stay()
+        leave_if_threads_stay(session)
         raise SystemExit(0)
 
     @staticmethod
@@ -225,7 +226,7 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
         hosts = None if targetList is None else _host_names(targetList)
         if hosts is not None:
             controller.farm.check_hosts(hosts)
-        wanted = ResultWanted.MESSAGE if sendBack else ResultWanted.NOTHING
+        wanted: int = ResultWanted.MESSAGE if sendBack else ResultWanted.NOTHING
         if sendBack is True:
             wanted |= ResultWanted.VALUE
         packed = pack_task(self, function, tuple(args), dict(kwargs))
@@ -261,7 +262,7 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
             (MPITaskID of the sender, message); ``()`` if none came in time; None if one came that cannot be loaded.
         """
         session = _open_session("receiveMessage")
-        rank = _rank_of(fromDestination, session.size)
+        rank = None if fromDestination is None else _rank_of(fromDestination, session.size)
         deadline = math.inf if timeout < 0 else time.monotonic() + timeout
         if session.controller is not None:
             letter = session.controller.take_letter(deadline, rank)
@@ -353,6 +354,9 @@ def _open_session(what: str) -> Session:
 def _spawner(what: str) -> Controller:
     """Return the controller, or raise `UsageError` if this is not the spawner."""
     session = current()
+    if session.open_controller is not None:
+        session.check_caller(what)
+        return session.open_controller
     if session.rank != 0:
         raise UsageError(f"{what} on rank {session.rank}: it works only on the spawner, rank 0")
     controller = _open_session(what).controller

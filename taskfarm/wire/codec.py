@@ -12,6 +12,7 @@ import io
 import pickle
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
@@ -23,6 +24,13 @@ __all__ = ["OOB_MIN_BYTES", "Packed", "empty_buffer", "pack", "unpack"]
 
 OOB_MIN_BYTES = 32 * 1024  # measured with benchmarks/wire.py: below, one message with a copy beats two without
 _PROTOCOL = 5
+
+
+# A search through the pickle takes 0.35 us per kB, which is many times as long as the pickling of bytes.
+_SEARCH_COSTS_BYTES = 2 * 1024
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
+_LOOKED_INTO = frozenset({np.ndarray, tuple, dict})
+_MAX_LOOKED_AT = 16  # items of one container
 
 
 class Packed(NamedTuple):
@@ -58,17 +66,32 @@ class _Buffers(list[memoryview]):
         return False
 
 
-def _is_strided(obj: object) -> bool:
-    return type(obj) is np.ndarray and obj.nbytes >= OOB_MIN_BYTES and not obj.flags.forc
+def _holds_strided(obj: Any, depth: int = 2) -> bool:
+    """Look into arguments, so that a large strided array is not first pickled in band for nothing."""
+    if type(obj) is np.ndarray:
+        return bool(obj.nbytes >= OOB_MIN_BYTES and not obj.flags.forc)
+    if depth and obj:
+        for part in obj.values() if type(obj) is dict else obj if type(obj) is tuple else ():
+            if type(part) in _LOOKED_INTO and _holds_strided(part, depth - 1):
+                return True
+    return False
 
 
-def _holds_strided(part: object) -> bool:
-    """Look one level into arguments, so that a large strided array is not first pickled in band for nothing."""
-    if type(part) is tuple:
-        return any(map(_is_strided, part))
-    if type(part) is dict:
-        return any(map(_is_strided, part.values()))
-    return _is_strided(part)
+def _is_plain(obj: Any, depth: int = 3) -> bool:
+    """Tell whether a short look shows that the pickle of `obj` names nothing of ``__main__`` and has no strided array.
+
+    So that the pickles of large plain things need not be searched.
+    """
+    kind = type(obj)
+    if kind in _PLAIN:
+        return True
+    if kind is tuple or kind is list:
+        return depth > 0 and len(obj) <= _MAX_LOOKED_AT and all(_is_plain(item, depth - 1) for item in obj)
+    if kind is dict:
+        return _is_plain(list(obj), depth) and _is_plain(list(obj.values()), depth)
+    if kind is np.ndarray:
+        return not obj.dtype.hasobject and bool(obj.flags.forc or obj.nbytes < OOB_MIN_BYTES)
+    return kind is FunctionType and obj.__module__ != "__main__"
 
 
 def _dump(pickler: Callable[..., Any], obj: object) -> Packed:
@@ -100,18 +123,27 @@ def pack(obj: object) -> Packed:
     Exception
         Whatever pickling raises: usually ``TypeError`` or ``pickle.PicklingError``.
     """
-    buffers = _Buffers()
-    if _is_strided(obj) or (type(obj) is tuple and any(_holds_strided(part) for part in obj)):
+    if obj is None:
+        return _NOTHING
+    if type(obj) in _LOOKED_INTO and _holds_strided(obj):
         return _dump(_ByValuePickler, obj)
+    buffers = _Buffers()
     try:
         body = pickle.dumps(obj, _PROTOCOL, buffer_callback=buffers.keep_in_band)
     except Exception:  # noqa: BLE001 - any __reduce__ may raise anything; cloudpickle has the last word
         return _dump(_ByValuePickler, obj)
-    if b"__main__" in body or cloudpickle.list_registry_pickle_by_value():
+    if cloudpickle.list_registry_pickle_by_value():
+        return _dump(_ByValuePickler, obj)
+    if len(body) >= _SEARCH_COSTS_BYTES and _is_plain(obj):
+        return Packed(body, buffers)
+    if body.find(b"__main__") >= 0:  # faster than `in`
         return _dump(_ByValuePickler, obj)
     if len(body) >= OOB_MIN_BYTES and b"numpy" in body:  # perhaps a strided array, which plain pickle copies in band
         return _dump(_StridedPickler, obj)
     return Packed(body, buffers)
+
+
+_NOTHING = Packed(pickle.dumps(None, _PROTOCOL), [])  # what most tasks return
 
 
 def unpack(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:

@@ -20,7 +20,17 @@ from typing import NamedTuple, TypeAlias
 
 from taskfarm.errors import ProtocolError
 
-__all__ = ["INLINE_BODY_MAX_BYTES", "TREE_KINDS", "Buffer", "Frame", "Head", "Kind", "encode", "parse_head"]
+__all__ = [
+    "INLINE_BODY_MAX_BYTES",
+    "TREE_KINDS",
+    "Buffer",
+    "Frame",
+    "Head",
+    "Kind",
+    "encode",
+    "parse_head",
+    "parse_whole",
+]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -125,6 +135,16 @@ def encode(frame: Frame) -> tuple[bytes, Sequence[Buffer]]:
         return _HEAD.pack(MAGIC, kind, option, 0, len(buffers), a, b, size) + table + body, buffers
     table = Struct(f"<{len(buffers)}Q").pack(*[len(buffer) for buffer in buffers])
     return _HEAD.pack(MAGIC, kind, option, _BODY_IN_BULK, len(buffers), a, b, size) + table, [body, *buffers]
+
+
+def parse_whole(data: Buffer) -> Frame | None:
+    """Return the frame that a control message is, or None if it is not a whole one: then `parse_head` says more."""
+    if len(data) < _HEAD_SIZE:
+        return None
+    magic, number, option, flags, n_buffers, a, b, size = _HEAD.unpack_from(data)
+    if magic != MAGIC or flags or n_buffers or len(data) != _HEAD_SIZE + size or number not in _KINDS:
+        return None
+    return Frame(_KINDS[number], a, b, option, memoryview(data)[_HEAD_SIZE:])
 
 
 def parse_head(data: Buffer) -> Head:
