@@ -15,6 +15,7 @@ from typing import Any
 
 from taskfarm.errors import RemoteError
 from taskfarm.ids import ObjectId
+from taskfarm.objects._arrays import broadcast_array, gather_rows, scatter_rows
 from taskfarm.objects._calls import (
     call,
     call_all,
@@ -45,6 +46,7 @@ __all__ = [
     "ObjectId",
     "Rank0ObjectId",
     "RemoteError",
+    "broadcast_array",
     "call",
     "call_all",
     "comm",
@@ -53,6 +55,7 @@ __all__ = [
     "finished",
     "function_call",
     "function_call_manage",
+    "gather_rows",
     "get_object",
     "import_module",
     "launch_event_loop",
@@ -68,6 +71,7 @@ __all__ = [
     "rank0",
     "remove_object",
     "run_code",
+    "scatter_rows",
     "size",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from checklist import Checklist
-from harness import Job, Launch, Result, start_job
+from harness import Job, Launch, Result, remove_dead_segments, start_job
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.mpi)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_segments_left() -> Iterator[None]:
+    """Remove the shared memory that the MPI libraries leave behind in jobs that were aborted or killed."""
+    started = time.time()
+    yield
+    remove_dead_segments(started)
 
 
 @pytest.fixture

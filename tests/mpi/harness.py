@@ -276,6 +276,21 @@ def environment(extra_paths: Sequence[str] = ()) -> dict[str, str]:
     return env
 
 
+def remove_dead_segments(since: float) -> None:
+    """Remove shared memory of MPI libraries that was made after `since` (a time stamp) and that no process maps."""
+    folder = Path("/dev/shm")
+    found = [path for pattern in ("mpich_shm_*", "sm_segment.*") for path in folder.glob(pattern)]
+    mapped = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            mapped |= {line.rsplit("/", 1)[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    for path in found:
+        with contextlib.suppress(OSError):
+            made = path.stat().st_mtime
+            if path.name not in mapped and since <= made < time.time() - LEFTOVER_GRACE_S:
+                path.unlink()
+
+
 def _command(
     launcher: str | Callable[[int, Sequence[str]], Sequence[str]], n: int, target: Sequence[str]
 ) -> Sequence[str]:

@@ -24,6 +24,7 @@ OBJECTS = [
     "ObjectId",
     "Rank0ObjectId",
     "RemoteError",
+    "broadcast_array",
     "call",
     "call_all",
     "comm",
@@ -32,6 +33,7 @@ OBJECTS = [
     "finished",
     "function_call",
     "function_call_manage",
+    "gather_rows",
     "get_object",
     "import_module",
     "launch_event_loop",
@@ -47,6 +49,7 @@ OBJECTS = [
     "rank0",
     "remove_object",
     "run_code",
+    "scatter_rows",
     "size",
 ]
 # Read from the session whenever they are looked up; looking starts MPI.

@@ -128,7 +128,7 @@ def check2_failure_carries_the_exception():
     holds(
         isinstance(message.exception, ValueError) and str(message.exception) == "told to fail", repr(message.exception)
     )
-    holds("ValueError: told to fail" in message.traceback and "vm_tasks.py" in message.traceback, message.traceback)
+    holds("ValueError: told to fail" in message.traceback and "vm_results.py" in message.traceback, message.traceback)
     message = failure(VM, VM.spawnFunction(misbehave, args=("exit",), count=1))
     holds(isinstance(message.exception, SystemExit) and message.exception.code == 3, repr(message.exception))
     (task,) = VM.spawnFunction(lambda: 1, count=1)
