@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["OURS", "RAW", "Contenders", "Row", "Scale", "Target", "measure"]
@@ -99,7 +99,7 @@ class Row:
     unit: str
     contenders: Callable[[Scale], Contenders]
     target: Target | None = None
-    max_rounds: int = field(default=N_ROUNDS)
+    max_rounds: int = N_ROUNDS
 
 
 def measure(row: Row, scale: Scale) -> dict[str, Any]:
@@ -108,41 +108,33 @@ def measure(row: Row, scale: Scale) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``ours``, ``raw`` and further contenders by name: medians in ``unit``; ``ratio``: median over the rounds of
-        ours / contender, by contender; ``samples``: all of them, in the order of the rounds; ``met``: True, False or
-        None, where there is no target or its contender is not installed.
+        ``ours``, ``raw`` and further contenders by name: medians in ``unit``; ``ratio``: by contender, the median over
+        the rounds of ours / contender; ``spread``: smallest and largest of each; ``samples``: all of them, in the order
+        of the rounds; ``met``: True, False, or None where there is no target or its contender is not installed.
     """
     contenders = row.contenders(scale)
     for sample in contenders.values():
         sample()  # warm: first use of a path, page faults, connections
-    rounds = min(N_ROUNDS_QUICK if scale.quick else N_ROUNDS, row.max_rounds)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in range(rounds):
+    for index in range(min(N_ROUNDS_QUICK if scale.quick else N_ROUNDS, row.max_rounds)):
         names = list(contenders)
         for name in names if index % 2 == 0 else reversed(names):
             samples[name].append(contenders[name]())
+    others = [name for name in samples if name != OURS]
+    ratios = {name: [mine / other for mine, other in zip(samples[OURS], samples[name], strict=True)] for name in others}
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    ratios = {name: _ratios(samples[OURS], samples[name]) for name in samples if name != OURS}
-    ratio = {name: statistics.median(values) for name, values in ratios.items() if values}
+    ratio = {name: statistics.median(values) for name, values in ratios.items()}
+    spread = samples | {f"ratio {name}": values for name, values in ratios.items()}
     return {
         "unit": row.unit,
         "n_ranks": scale.n_ranks,
         **medians,
         "ratio": ratio,
-        "spread": {name: [min(values), max(values)] for name, values in (samples | ratios_named(ratios)).items()},
+        "spread": {name: [min(values), max(values)] for name, values in spread.items()},
         "samples": samples,
         "target": str(row.target) if row.target else None,
         "met": _is_met(row.target, medians, ratio),
     }
-
-
-def ratios_named(ratios: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """Return the ratios under the names that they have in the spread."""
-    return {f"ratio {name}": values for name, values in ratios.items() if values}
-
-
-def _ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
-    return [mine / other for mine, other in zip(ours, others, strict=True) if other]
 
 
 def _is_met(target: Target | None, medians: Mapping[str, float], ratio: Mapping[str, float]) -> bool | None:

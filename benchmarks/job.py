@@ -17,6 +17,7 @@ from mpi4py import MPI
 from mpi4py import __version__ as mpi4py_version
 from rows import ROWS
 from rows.common import comm
+
 from taskfarm import objects
 from taskfarm.runtime.surroundings import usable_cores
 

@@ -12,8 +12,8 @@ How. One job per number of ranks, started as ``taskfarm run -n N benchmarks/job.
 environment, so one environment per MPI library gives one table each. ``--quick`` does a tenth of the work. The JSON
 file holds ``{"environment": ..., "rows": {"name/ranks": {"ours": ..., "raw": ..., "ratio": ..., "samples": ...}}}``.
 
-Units. ``us`` and ``ms`` are times of one there-and-back (of one call in ``call_*``), rates are per second, ``x array``
-is memory in multiples of the array's. Rows named ``idle`` and ``peak`` have no contender: their targets are absolute.
+Units. ``us`` and ``ms`` are times of one there-and-back (of one call in ``call_noop`` and ``array_*_call``), rates are
+per second, ``x array`` is memory in multiples of the array's. Rows without ``raw`` have absolute targets.
 
 Beside it. ``benchmarks/wire.py`` measures where the limits lie that ``taskfarm/wire`` has as constants,
 ``benchmarks/idle.py`` the ways to wait; both say how to run them.
@@ -56,8 +56,8 @@ def main(words: Sequence[str]) -> int:
     print_table(found)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    if options.only and not found["rows"]:
-        print("no such row at these numbers of ranks", file=sys.stderr)
+    if not found["rows"]:
+        print("benchmarks: no such row at these numbers of ranks", file=sys.stderr)
         return 1
     return int(failed)
 

@@ -11,6 +11,7 @@ __all__ = ["print_table"]
 
 _MARK = {True: "yes", False: "NO", None: "-"}
 _NOT_CONTENDERS = ("unit", "n_ranks", "ratio", "spread", "samples", "target", "met")
+_TO_THE_LEFT = (0, 1, 6, 7)
 
 
 def print_table(found: Mapping[str, Any]) -> None:
@@ -22,14 +23,16 @@ def print_table(found: Mapping[str, Any]) -> None:
     lines = [head, *(_cells(name, row) for name, row in found["rows"].items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
-        cells = [cell.ljust(width) if index in (0, 1, 6, 7) else cell.rjust(width)
-                 for index, (cell, width) in enumerate(zip(line, widths, strict=True))]  # fmt: skip
+        cells = [
+            cell.ljust(width) if column in _TO_THE_LEFT else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         print("  ".join(cells).rstrip())
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     ratio, spread = row["ratio"], row["spread"]
-    between = spread.get(f"ratio {RAW}", spread[OURS] if not ratio else None)
+    between = spread[f"ratio {RAW}" if RAW in ratio else OURS]
     peers = [
         f"{peer} {_number(row[peer])} (ours/{peer} {_number(ratio[peer])})"
         for peer in row
@@ -41,7 +44,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
         _number(row[OURS]),
         _number(row[RAW]) if RAW in row else "",
         _number(ratio[RAW]) if RAW in ratio else "",
-        f"({_number(between[0])}..{_number(between[1])})" if between else "",
+        f"({_number(between[0])}..{_number(between[1])})",
         ", ".join(peers),
         row["target"] or "",
         _MARK[row["met"]],
@@ -49,6 +52,4 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 from harness import OURS, RAW, Contenders, Scale
-from taskfarm import objects
 
 from rows.common import comm, machine, meet, raw, timed
 from rows.messages import exchange
+from taskfarm import objects
 
-__all__ = ["as_call_argument", "through_call", "through_messages", "through_result"]
+__all__ = ["as_call_argument", "through_call_all", "through_messages", "through_result"]
 
 _BYTES_PER_SAMPLE = 512 << 20  # repetitions are chosen such that a sample moves about that much each way
 
@@ -56,7 +56,7 @@ def through_messages(size: int) -> Callable[[Scale], Contenders]:
     return contenders
 
 
-def through_call(size: int) -> Callable[[Scale], Contenders]:
+def through_call_all(size: int) -> Callable[[Scale], Contenders]:
     """Return the row for arrays of `size` bytes as argument of a collective call, and back as the worker's value."""
 
     def contenders(scale: Scale) -> Contenders:

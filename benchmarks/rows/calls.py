@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from harness import OURS, RAW, Contenders, Scale
-from taskfarm import objects
 
 from rows.common import comm, meet, raw, timed
 from rows.common import noop as do_nothing
+from taskfarm import objects
 
 __all__ = ["noop"]
 

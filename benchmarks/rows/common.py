@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from mpi4py import MPI
+
 from taskfarm import objects, vm
 
 __all__ = ["comm", "machine", "meet", "noop", "raw", "timed"]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from harness import OURS, RAW, Contenders, Scale
-from taskfarm import vm
 
 from rows.common import comm, machine, meet, raw, timed
+from taskfarm import vm
 
 __all__ = ["exchange", "pickled"]
 

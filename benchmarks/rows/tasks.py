@@ -7,9 +7,9 @@ from typing import Any
 
 from harness import OURS, RAW, Contenders, Scale
 from mpi4py import MPI
-from taskfarm import vm
 
 from rows.common import comm, machine, meet, noop, raw, timed
+from taskfarm import vm
 
 try:
     import schwimmbad

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 
 from harness import OURS, Contenders, Scale
-from taskfarm import objects
 
-from rows.common import machine, timed
+from rows.common import comm, machine, meet, raw, timed
 from rows.proc import cpu_seconds
+from taskfarm import objects
 
 __all__ = ["first_round_trip", "idle_controller_cpu", "idle_worker_cpu"]
 
@@ -45,9 +46,12 @@ def _cpu_of_rank_0(rest_s: float) -> float:
 
 
 def first_round_trip(scale: Scale) -> Contenders:
-    """Return the row for a task there and back after all ranks have rested."""
+    """Return the row for a task there and back after all ranks have rested.
+
+    The peer, a datagram there and back between two ranks that sleep in the kernel, is what the machine can do.
+    """
     rest_s = scale.seconds(2.0, 0.3)
-    return {OURS: lambda: _first_round_trip(rest_s)}
+    return {OURS: lambda: _first_round_trip(rest_s), "datagram": raw(_datagram_round_trip, rest_s)}
 
 
 def _first_round_trip(rest_s: float) -> float:
@@ -60,3 +64,21 @@ def _one_task() -> None:
     farm.spawnFunction(os.getpid, count=1)
     farm.receiveMessage()  # the result
     farm.receiveMessage()  # the exit
+
+
+def _datagram_round_trip(rest_s: float) -> float | None:
+    world = comm()
+    if world.rank > 1:
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+        bell.bind("")  # the kernel chooses a name
+        other = world.sendrecv(bell.getsockname(), 1 - world.rank)
+        meet()
+        if world.rank == 1:
+            bell.sendto(bell.recv(1), other)
+            return None
+        time.sleep(rest_s)
+        start = time.perf_counter()
+        bell.sendto(b"!", other)
+        bell.recv(1)
+        return (time.perf_counter() - start) * 1e6
