@@ -76,6 +76,8 @@ class CallRecord:
         By rank; one shared empty one until a rank fails.
     failed_ids : mapping of int to int
         Object counters after the call of the ranks that failed; likewise.
+    nested : collection of range
+        Ids that calls inside this one have made.
     end_id : int
         Rank 0's object counter after the call.
     n_told : int
@@ -90,16 +92,18 @@ class CallRecord:
     state: CallState
     failures: Mapping[int, RankFailure]
     failed_ids: Mapping[int, int]
+    nested: Collection[range] = ()
     end_id: int = 0
     n_told: int = 0
     raised: bool = False
 
-    def orphans(self) -> range:
+    def orphans(self) -> list[int]:
         """Return the ids that rank 0 made in this call and another rank did not.
 
         What a worker made beyond rank 0's counter it forgets by itself when the next call comes.
         """
-        return range(max(self.first_id, min((self.end_id, *self.failed_ids.values()))), self.end_id)
+        first = max(self.first_id, min((self.end_id, *self.failed_ids.values())))
+        return [number for number in range(first, self.end_id) if not any(number in ids for ids in self.nested)]
 
 
 class CallBook:
@@ -126,6 +130,7 @@ class CallBook:
         self._n_at = Counter(self._done_up_to.values())  # how many workers are at each number
         self.done_everywhere = 0
         self._open: dict[int, CallRecord] = {}
+        self._running: list[CallRecord] = []  # rank 0 is inside of them; more than one where calls are nested
         self._untold: list[CallRecord] = []
         self._raised: CallRecord | None = None  # the last call in which rank 0 raised
         self._n_entries = {0: 0, **dict.fromkeys(workers, 0)}  # uses of the communicator, by rank
@@ -178,7 +183,9 @@ class CallBook:
         self.last += 1
         if not self._done_up_to:  # nobody to wait for
             self.done_everywhere = self.last
-        self._open[self.last] = CallRecord(self.last, what, counter, CallState.RUNNING, _NONE, _NONE)
+        record = CallRecord(self.last, what, counter, CallState.RUNNING, _NONE, _NONE)
+        self._open[self.last] = record
+        self._running.append(record)
         return self.last
 
     def on_local_end(self, number: int, counter: int, *, raised: bool) -> None:
@@ -189,6 +196,10 @@ class CallBook:
         event = CallEvent.LOCAL_RAISE if raised else CallEvent.LOCAL_RETURN
         record.state = advance(CALL_TABLE, record.state, event, "call {}", number)
         record.end_id = counter
+        self._running.remove(record)
+        if self._running:
+            outer = self._running[-1]
+            outer.nested = [*outer.nested, range(record.first_id, counter)]
         if raised:
             record.raised = True
             self._raised = record
