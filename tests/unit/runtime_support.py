@@ -132,7 +132,7 @@ class LocalFarm:
 
     def stop(self) -> None:
         """End every worker as the session does, and see that nothing is left."""
-        self.controller.drain_tasks(time.monotonic() + LIMIT_S, "the end of the test")
+        self.controller.drain_tasks(time.monotonic() + LIMIT_S, "the end of the test", at_end=True)
         assert self.controller.quit_workers(time.monotonic() + LIMIT_S) == []
         self.join()
 

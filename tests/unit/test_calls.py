@@ -308,6 +308,18 @@ def test_ids_of_a_later_call_are_no_orphans(book: CallBook) -> None:
     assert book.take_orphans() == []
 
 
+def test_ids_of_a_call_within_a_call_are_no_orphans_of_it(book: CallBook) -> None:
+    """What a call that rank 0 made inside another one created is not what the outer one should have created."""
+    outer = book.begin("outer", 5)
+    inner = book.begin("inner", 5)
+    book.on_local_end(inner, 7, raised=False)  # made ids 5 and 6 on every rank
+    book.on_local_end(outer, 8, raised=False)  # made id 7 itself
+    book.on_failed(outer, 5, failure(1))
+    for rank in (1, 2):
+        book.on_done_up_to(rank, inner)
+    assert book.take_orphans() == [7]
+
+
 def test_orphans_of_several_calls(book: CallBook) -> None:
     """Orphans are collected over calls, in order."""
     first, second = book.begin("f", 3), book.begin("g", 5)

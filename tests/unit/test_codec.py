@@ -127,6 +127,49 @@ def test_what_lives_in_main_goes_by_value(main_module: types.ModuleType) -> None
     assert unpack(*received(instance)).twice(3) == 16
 
 
+LARGE_TEXT = "x" * 100_000
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "function of a call": lambda thing: (thing, (LARGE_TEXT,), {}),
+    "argument": lambda thing: (importable, (LARGE_TEXT, thing), {}),
+    "keyword argument": lambda thing: (importable, (LARGE_TEXT,), {"key": thing}),
+    "deep in a list": lambda thing: [LARGE_TEXT, [[[[[[thing]]]]]]],
+    "behind many": lambda thing: [LARGE_TEXT, *range(1000), thing],
+    "beside a large array": lambda thing: (np.zeros(LARGE), {"a": (thing,)}),
+    "in an array of objects": lambda thing: (LARGE_TEXT, np.array([thing, None], dtype=object)),
+    "in a set": lambda thing: (LARGE_TEXT, {thing}),
+    "in an object": lambda thing: (LARGE_TEXT, Importable(thing)),
+    "as a key": lambda thing: {thing: LARGE_TEXT},
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+def test_main_is_found_wherever_it_hides(main_module: types.ModuleType, place: Callable[[Any], Any]) -> None:
+    """A function of ``__main__`` goes by value wherever it is in the object, however large the rest is."""
+    exec("def probe(): return 17", vars(main_module))
+    packed = pack(place(main_module.probe))
+    del main_module.probe
+    assert b"probe" in packed.body
+    unpack(*received(packed))
+
+
+STRIDED: dict[str, Callable[[Any], Any]] = {
+    "alone": lambda array: array,
+    "argument": lambda array: (importable, (array, "x"), {}),
+    "keyword argument": lambda array: (importable, (), {"key": array}),
+    "deep in a list": lambda array: [[[[[array]]]]],
+    "behind many": lambda array: [*range(1000), array],
+}
+
+
+@pytest.mark.parametrize("place", STRIDED.values(), ids=STRIDED.keys())
+def test_strided_arrays_are_found_wherever_they_hide(place: Callable[[Any], Any]) -> None:
+    """A large strided array leaves out of band wherever it is in the object."""
+    array = np.arange(2.0 * LARGE)[::2]
+    packed = pack(place(array))
+    assert [len(buffer) for buffer in packed.buffers] == [array.nbytes]
+    assert len(packed.body) < 20_000
+
+
 def test_main_by_value_keeps_arrays_out_of_band(main_module: types.ModuleType) -> None:
     """Also what goes by value sends its large arrays from their own memory."""
     exec("def probe(a): return a.sum()", vars(main_module))
@@ -261,6 +304,14 @@ def test_other_objects_travel(obj: Any) -> None:
     landed = there_and_back(obj)
     assert type(landed) is type(obj)
     assert landed == obj
+
+
+def test_objects_that_hold_themselves_travel() -> None:
+    """A list that is its own item arrives as one."""
+    loop: list[Any] = ["x" * 100_000]
+    loop.append(loop)
+    landed = there_and_back(loop)
+    assert landed[1] is landed
 
 
 def test_pickle_buffers_of_the_user_leave_out_of_band() -> None:

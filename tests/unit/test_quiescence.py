@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 import pytest
 
-from taskfarm.scheduling.quiescence import Inquiry, RankStatus
+from taskfarm.scheduling.quiescence import Inquiry, RankStatus, Wait
 
 RUNNING = [(1, 10), (2, 11)]
 
 
-def status(task: int, waits: bool, sent: int = 0, received: int = 0) -> RankStatus:
+def status(task: int, waits: Wait, sent: int = 0, received: int = 0) -> RankStatus:
     return RankStatus(task, waits, sent, received)
 
 
-STUCK = {0: status(0, False, 2, 1), 1: status(10, True, 0, 1), 2: status(11, True)}
+STUCK = {0: status(0, Wait.NOT, 2, 1), 1: status(10, Wait.FOR_EVER, 0, 1), 2: status(11, Wait.FOR_EVER)}
 
 
 def ask(inquiry: Inquiry, answers: Mapping[int, RankStatus]) -> None:
@@ -28,7 +28,7 @@ def ask(inquiry: Inquiry, answers: Mapping[int, RankStatus]) -> None:
 def balanced(answers: Mapping[int, RankStatus]) -> dict[int, RankStatus]:
     """`answers`, with rank 0 having sent what the others received."""
     sent = sum(answer.n_received for answer in answers.values())
-    return {**answers, 0: status(0, False, sent, answers[0].n_received)}
+    return {**answers, 0: status(0, Wait.NOT, sent, answers[0].n_received)}
 
 
 def test_two_equal_rounds_in_which_all_wait() -> None:
@@ -45,9 +45,10 @@ def test_two_equal_rounds_in_which_all_wait() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {1: status(10, False, 0, 1)},  # works, or waits with a deadline
-        {2: status(0, False)},  # its task has not started yet, or has ended
-        {2: status(9, True)},  # an earlier task of that rank
+        {1: status(10, Wait.NOT, 0, 1)},  # works
+        {1: status(10, Wait.FOR_A_TIME, 0, 1)},  # will go on by itself
+        {2: status(0, Wait.NOT)},  # its task has not started yet, or has ended
+        {2: status(9, Wait.FOR_EVER)},  # an earlier task of that rank
     ],
 )
 def test_a_task_that_does_not_wait(changed: dict[int, RankStatus]) -> None:
@@ -58,12 +59,35 @@ def test_a_task_that_does_not_wait(changed: dict[int, RankStatus]) -> None:
     assert inquiry.stuck_tasks(RUNNING) == []
 
 
+def test_at_the_end_waiting_for_a_time_counts_too() -> None:
+    """When nobody will send any more, a wait with a deadline is as good as one without; work is not."""
+    inquiry = Inquiry(range(3))
+    answers = balanced({**STUCK, 1: status(10, Wait.FOR_A_TIME, 0, 1)})
+    for _ in range(2):
+        ask(inquiry, answers)
+    assert inquiry.stuck_tasks(RUNNING) == []
+    assert inquiry.stuck_tasks(RUNNING, or_waiting=True) == RUNNING
+    for _ in range(2):
+        ask(inquiry, balanced({**STUCK, 1: status(10, Wait.NOT, 0, 1)}))
+    assert inquiry.stuck_tasks(RUNNING, or_waiting=True) == []
+
+
+def test_answers_to_an_earlier_inquiry_are_ignored() -> None:
+    """Rounds are numbered on from the inquiry before, so that its late answers are recognised."""
+    before = Inquiry(range(1))
+    late = before.start_round()
+    inquiry = Inquiry(range(1), before.round)
+    assert inquiry.start_round() == late + 1
+    inquiry.on_answer(0, late, status(0, Wait.NOT))
+    assert not inquiry.complete
+
+
 @pytest.mark.parametrize("under_way", [1, -1])
 def test_a_message_under_way(under_way: int) -> None:
     """While more was sent than received, somebody may wake up."""
     inquiry = Inquiry(range(3))
     answers = balanced(STUCK)
-    answers[0] = status(0, False, answers[0].n_sent + under_way, answers[0].n_received)
+    answers[0] = status(0, Wait.NOT, answers[0].n_sent + under_way, answers[0].n_received)
     for _ in range(3):
         ask(inquiry, answers)
     assert inquiry.stuck_tasks(RUNNING) == []
@@ -73,7 +97,7 @@ def test_traffic_between_the_rounds() -> None:
     """A message that came and was answered between two rounds shows in the counts: not stuck."""
     inquiry = Inquiry(range(3))
     ask(inquiry, balanced(STUCK))
-    later = {0: status(0, False, 2, 1), 1: status(10, True, 1, 1), 2: status(11, True, 0, 1)}
+    later = {0: status(0, Wait.NOT, 2, 1), 1: status(10, Wait.FOR_EVER, 1, 1), 2: status(11, Wait.FOR_EVER, 0, 1)}
     ask(inquiry, later)
     assert sum(s.n_sent for s in later.values()) == sum(s.n_received for s in later.values())
     assert inquiry.stuck_tasks(RUNNING) == []
@@ -110,11 +134,11 @@ def test_answers_to_earlier_rounds_and_of_strangers_are_ignored() -> None:
     first = inquiry.start_round()
     second = inquiry.start_round()
     assert (first, second) == (1, 2)
-    inquiry.on_answer(0, first, status(0, False))
-    inquiry.on_answer(1, second, status(10, True))
-    inquiry.on_answer(7, second, status(0, False))
+    inquiry.on_answer(0, first, status(0, Wait.NOT))
+    inquiry.on_answer(1, second, status(10, Wait.FOR_EVER))
+    inquiry.on_answer(7, second, status(0, Wait.NOT))
     assert not inquiry.complete
-    inquiry.on_answer(0, second, status(0, False))
+    inquiry.on_answer(0, second, status(0, Wait.NOT))
     assert inquiry.complete
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from runtime_support import (
 from taskfarm.errors import UsageError
 from taskfarm.runtime.endpoint import TaskEnded
 from taskfarm.runtime.work import pack_work
+from taskfarm.scheduling.quiescence import Wait
 from taskfarm.wire.frames import Frame, Kind
 
 
@@ -139,16 +141,16 @@ def test_every_rank_answers_queries() -> None:
             assert number == round_
             return status.task, status.waits, status.n_sent, status.n_received
 
-        assert ask(1) == (0, False, 0, 0)
+        assert ask(1) == (0, Wait.NOT, 0, 0)
         farm.spawn(receive_twice)
-        while ask(2)[:2] != (1, True):
+        while ask(2)[:2] != (1, Wait.FOR_EVER):
             time.sleep(0.001)
         asker.send_message(1, 1, "first")
-        while ask(3) != (1, True, 1, 1):
+        while ask(3) != (1, Wait.FOR_EVER, 1, 1):
             time.sleep(0.001)
         asker.send_message(1, 1, "second")
         farm.collect(1)
-        assert ask(5) == (0, False, 1, 2)
+        assert ask(5) == (0, Wait.NOT, 1, 2)
 
 
 def test_waiting_with_a_deadline_is_not_waiting_for_ever() -> None:
@@ -162,9 +164,10 @@ def test_waiting_with_a_deadline_is_not_waiting_for_ever() -> None:
 # The end
 
 
-def test_tasks_that_wait_are_cut_off_at_the_end(farm: LocalFarm) -> None:
-    """Tasks that wait for a message nobody sends do not keep the session from ending."""
-    farm.spawn(receive, count=3)
+@pytest.mark.parametrize("deadline", [math.inf, time.monotonic() + 3600.0])
+def test_tasks_that_wait_are_cut_off_at_the_end(farm: LocalFarm, deadline: float) -> None:
+    """Tasks that wait for a message nobody sends, for ever or for long, do not keep the session from ending."""
+    farm.spawn(receive, None, deadline, count=3)
 
 
 def test_unread_messages_do_not_keep_the_session_from_ending(farm: LocalFarm) -> None:

@@ -157,6 +157,7 @@ def enter_and_remove(path: str) -> None:
 def test_a_tasks_directory_is_its_own_affair(farm: LocalFarm, tmp_path: Path) -> None:
     """After a task that changed the working directory, or removed it, the worker is back where it began."""
     before = os.getcwd()
+    farm.call(where, values=True)  # every worker has begun, and knows where
     (tmp_path / "gone").mkdir()
     for fn, argument in [(os.chdir, str(tmp_path)), (enter_and_remove, str(tmp_path / "gone"))]:
         farm.spawn(fn, argument)

@@ -1,0 +1,67 @@
+"""Whatever frames arrive, rank 0 and workers go on: a frame that does not fit is dropped and changes nothing."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+from runtime_support import LocalFarm, where
+
+from taskfarm.runtime.endpoint import TaskEnded
+from taskfarm.runtime.work import pack_work
+from taskfarm.wire.frames import Frame, Kind
+
+WORK = pack_work("x", where, (), {}).body
+BODIES = st.binary(max_size=40) | st.sampled_from([b"", b"garbage", bytes(32), b"\x80\x05N.", WORK, WORK[:-3]])
+NUMBERS = st.integers(-3, 5) | st.integers(-(2**63), 2**63 - 1)
+FRAMES = st.builds(Frame, st.sampled_from(Kind), NUMBERS, NUMBERS, st.integers(0, 255), BODIES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _silent() -> Iterator[None]:
+    """What is dropped is logged; the examples would log thousands of lines."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), FRAMES), max_size=12))
+def test_rank_0_survives_any_frames(arriving: list[tuple[int, Frame]]) -> None:
+    """No frame raises into the user's program, frees a slot that is taken, or doubles the end of a task."""
+    farm = LocalFarm(3)
+    farm.spawn(where, count=2)
+    with redirect_stdout(io.StringIO()):  # what workers want to be printed
+        for source, frame in arriving:
+            farm.controller.handle(source, frame)
+            farm.controller.farm.check_invariants()
+    exits = 0
+    while (letter := farm.controller.take_letter(0.0)) is not None:
+        exits += type(letter.content) is TaskEnded
+    farm.controller.farm.check_invariants()
+    assert exits == 2 - farm.controller.farm.n_running
+    assert len(farm.controller.farm.free) == exits
+
+
+@given(st.lists(FRAMES.filter(lambda frame: abs(frame.b) < 100), max_size=12))
+def test_a_worker_survives_any_frames(arriving: list[Frame]) -> None:
+    """No frame ends a worker's loop but the one that says so; every spawn is answered by one end."""
+    farm = LocalFarm(2)
+    worker = farm.new_worker(1)
+    worker._home = str(Path.cwd())
+    for frame in arriving:
+        worker.handle(0, frame)
+    n_done = 0
+    while (item := farm.transports[0].receive_nowait()) is not None:
+        n_done += item[1].kind is Kind.DONE
+    assert n_done == sum(frame.kind is Kind.SPAWN for frame in arriving)
+    assert worker._quitting is any(frame.kind is Kind.QUIT for frame in arriving)
