@@ -162,7 +162,8 @@ def test_a_tasks_directory_is_its_own_affair(farm: LocalFarm, tmp_path: Path) ->
     for fn, argument in [(os.chdir, str(tmp_path)), (enter_and_remove, str(tmp_path / "gone"))]:
         farm.spawn(fn, argument)
         farm.collect(1)
-        assert os.getcwd() == before
+        assert farm.spawn(os.getcwd)[0][0] == 1
+        assert farm.collect(1)[0][2] == ("result", before)
 
 
 # Messages
