@@ -15,8 +15,7 @@ __all__ = ["OURS", "RAW", "Contenders", "Row", "Scale", "Target", "measure"]
 
 OURS = "ours"
 RAW = "raw"  # mpi4py without anything of ours
-N_ROUNDS = 7
-N_ROUNDS_QUICK = 5
+N_ROUNDS = 15  # many short ones rather than few long ones: other jobs disturb some of them, the median stands
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Scale:
     Attributes
     ----------
     quick : bool
-        A tenth of the repetitions, and fewer rounds.
+        A tenth of the repetitions.
     n_ranks : int
         Ranks of this job.
     """
@@ -90,8 +89,10 @@ class Row:
         Makes the contenders, on rank 0, when the row's turn comes.
     target : Target or None
         What ours should reach.
-    max_rounds : int
-        For rows of which one round takes seconds.
+    rounds : int
+        Fewer for rows of which one round takes seconds.
+    more_is_better : bool
+        For rates.
     """
 
     name: str
@@ -99,7 +100,8 @@ class Row:
     unit: str
     contenders: Callable[[Scale], Contenders]
     target: Target | None = None
-    max_rounds: int = N_ROUNDS
+    rounds: int = N_ROUNDS
+    more_is_better: bool = False
 
 
 def measure(row: Row, scale: Scale) -> dict[str, Any]:
@@ -109,14 +111,16 @@ def measure(row: Row, scale: Scale) -> dict[str, Any]:
     -------
     dict
         ``ours``, ``raw`` and further contenders by name: medians in ``unit``; ``ratio``: by contender, the median over
-        the rounds of ours / contender; ``spread``: smallest and largest of each; ``samples``: all of them, in the order
-        of the rounds; ``met``: True, False, or None where there is no target or its contender is not installed.
+        the rounds of ours / contender; ``best``: by contender, the best round of ours / its best round, which is what
+        remains where other jobs disturb most rounds; ``spread``: smallest and largest of each; ``samples``: all of
+        them, in the order of the rounds; ``met``: whether the median meets the target, None where there is no target
+        or its contender is not installed.
     """
     contenders = row.contenders(scale)
     for sample in contenders.values():
         sample()  # warm: first use of a path, page faults, connections
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in range(min(N_ROUNDS_QUICK if scale.quick else N_ROUNDS, row.max_rounds)):
+    for index in range(row.rounds):
         names = list(contenders)
         for name in names if index % 2 == 0 else reversed(names):
             samples[name].append(contenders[name]())
@@ -124,12 +128,15 @@ def measure(row: Row, scale: Scale) -> dict[str, Any]:
     ratios = {name: [mine / other for mine, other in zip(samples[OURS], samples[name], strict=True)] for name in others}
     medians = {name: statistics.median(values) for name, values in samples.items()}
     ratio = {name: statistics.median(values) for name, values in ratios.items()}
+    choose = max if row.more_is_better else min
+    best = {name: choose(samples[OURS]) / choose(samples[name]) for name in others}
     spread = samples | {f"ratio {name}": values for name, values in ratios.items()}
     return {
         "unit": row.unit,
         "n_ranks": scale.n_ranks,
         **medians,
         "ratio": ratio,
+        "best": best,
         "spread": {name: [min(values), max(values)] for name, values in spread.items()},
         "samples": samples,
         "target": str(row.target) if row.target else None,

@@ -5,8 +5,9 @@
 What is measured. Every row of ``benchmarks/rows/__init__.py`` names its contenders: ours, raw mpi4py doing the least
 that the same result needs, and peers. All contenders of a row run in the same job, in turn, after a warm-up; a sample
 of each is a round. The table shows medians over the rounds and the ratio of ours to the others, taken within each
-round, with its smallest and largest value: on a machine that does other things too, the ratios are what to look at.
-`met` compares with the target of the row.
+round, with its smallest and largest value; `best` is the best round of ours over the best of raw. On a machine that
+does other things too, look at the ratios, and where they scatter much, at `best`. `met` compares the median with the
+target of the row.
 
 How. One job per number of ranks, started as ``taskfarm run -n N benchmarks/job.py`` with the launcher of the running
 environment, so one environment per MPI library gives one table each. ``--quick`` does a tenth of the work. The JSON

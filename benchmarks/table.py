@@ -10,8 +10,8 @@ from harness import OURS, RAW
 __all__ = ["print_table"]
 
 _MARK = {True: "yes", False: "NO", None: "-"}
-_NOT_CONTENDERS = ("unit", "n_ranks", "ratio", "spread", "samples", "target", "met")
-_TO_THE_LEFT = (0, 1, 6, 7)
+_NOT_CONTENDERS = ("unit", "n_ranks", "ratio", "best", "spread", "samples", "target", "met")
+_TO_THE_LEFT = (0, 1, 7, 8)
 
 
 def print_table(found: Mapping[str, Any]) -> None:
@@ -19,7 +19,7 @@ def print_table(found: Mapping[str, Any]) -> None:
     environment = found["environment"]
     if environment:
         print(", ".join(f"{name} {value}" for name, value in environment.items()))
-    head = ["row/ranks", "unit", OURS, RAW, "ours/raw", "(min..max)", "peers", "target", "met"]
+    head = ["row/ranks", "unit", OURS, RAW, "ours/raw", "(min..max)", "best", "peers", "target", "met"]
     lines = [head, *(_cells(name, row) for name, row in found["rows"].items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
@@ -45,6 +45,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
         _number(row[RAW]) if RAW in row else "",
         _number(ratio[RAW]) if RAW in ratio else "",
         f"({_number(between[0])}..{_number(between[1])})",
+        _number(row["best"][RAW]) if RAW in ratio else "",
         ", ".join(peers),
         row["target"] or "",
         _MARK[row["met"]],

@@ -13,11 +13,11 @@ from taskfarm import objects
 
 __all__ = ["as_call_argument", "through_call_all", "through_messages", "through_result"]
 
-_BYTES_PER_SAMPLE = 512 << 20  # repetitions are chosen such that a sample moves about that much each way
+_BYTES_PER_SAMPLE = 256 << 20  # repetitions are chosen such that a sample moves about that much each way
 
 
 def _repetitions(size: int, scale: Scale) -> int:
-    return max(scale.times(min(_BYTES_PER_SAMPLE // size, 200)), 2)
+    return max(scale.times(min(_BYTES_PER_SAMPLE // size, 100)), 1)
 
 
 def _new_array(size: int) -> np.ndarray:

@@ -23,7 +23,7 @@ __all__ = ["noop_rate", "there_and_back"]
 
 
 def noop_rate(scale: Scale) -> Contenders:
-    n = scale.times(20_000)
+    n = scale.times(10_000)
     contenders: dict[str, Callable[[], float]] = {
         OURS: lambda: n / timed(_farm_out, n),
         RAW: raw(_raw_rate, n),
@@ -86,7 +86,7 @@ def _schwimmbad_rate(n: int) -> float | None:
 
 
 def there_and_back(scale: Scale) -> Contenders:
-    n = scale.times(10_000)
+    n = scale.times(5_000)
     return {OURS: lambda: timed(_one_by_one, n) / n * 1e6, RAW: raw(_raw_there_and_back, n)}
 
 
