@@ -96,7 +96,7 @@ class Registry:
     def start_call(self, counter: int) -> None:
         """Fall in step with rank 0's `counter`: forget what a failed call made here and not there."""
         if self.counter > counter:
-            self.discard(range(counter, self.counter))
+            self.discard([number for number in self.objects if number >= counter])
         self.counter = counter
 
     @property

@@ -321,11 +321,11 @@ class Session:
         return self._watch.report_failure
 
     def _where(self) -> Whereabouts:
-        """Say where this rank's main thread is; called from the watching thread."""
+        """Say where this rank's main thread is; called from the watching thread, which must not touch MPI."""
         endpoint = self.controller or self.worker
         if endpoint is None:
             return Whereabouts(0, 0)
-        place = self.comm.tracker.place
+        place = self._comm.tracker.place if self._comm is not None else None
         method, entry, peer = place if place is not None else ("", 0, -1)
         return Whereabouts(endpoint.current_call, endpoint.done_call, method, entry, peer, main_thread_place())
 
@@ -367,6 +367,8 @@ class Session:
             self._give_up(f"ranks {stayed} are still at work and do not leave")
         if not transport.close(time.monotonic() + CLOSE_S, controller.handle):
             self._give_up("the ranks could not agree on the end of the session")
+        if isinstance(self._watch, WatchServer):
+            self._watch.stop()
         self.registry.clear()
         self._go_on(PhaseEvent.ENDED)
 

@@ -162,6 +162,7 @@ class WatchServer:
         self._known_done = known_done
         self._signals = signals
         self._interrupted: tuple[int, float] | None = None  # entry of the `comm` method, and when
+        self._stopped = False
         self._lock = threading.Lock()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -187,13 +188,18 @@ class WatchServer:
             self._judge.on_end(call, time.monotonic())
         self._wake()
 
+    def stop(self) -> None:
+        """End the watch: the session has ended, and nothing may be done to the job any more."""
+        self._stopped = True
+        self._wake()
+
     def _wake(self) -> None:
         with contextlib.suppress(OSError):
             self._wake_writer.send(b"!")
 
     def _run(self) -> None:
         asked_at = 0.0
-        while True:
+        while not self._stopped:
             timeout = ASK_EVERY_S if self._judge.has_case or self._interrupted else None
             for key, _ in self._selector.select(timeout):
                 self._on_readable(key.fileobj)
@@ -216,12 +222,16 @@ class WatchServer:
             if rank is not None:
                 with contextlib.suppress(OSError):
                     connection.send(b"?\n")
+        if self._stopped:
+            return
         with self._lock:
             self._judge.on_answer(0, self._where(), now)
             for rank, done in dict(self._known_done()).items():
                 self._judge.on_done(rank, done)
             verdicts = self._judge.judge(now)
         for verdict in verdicts:
+            if self._stopped:
+                return
             if isinstance(verdict, EndJob):
                 self._end_job(verdict.text)
             else:
