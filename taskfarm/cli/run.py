@@ -14,8 +14,8 @@ from taskfarm.runtime.launch import (
     LaunchPlan,
     Situation,
     expected_world_size,
+    leave_explaining_to_rank_0,
     plan_launch,
-    promised_rank,
     wrong_launcher,
 )
 from taskfarm.runtime.libmpi import mpi_library
@@ -102,8 +102,7 @@ def _is_rank_already(n_ranks: int | None) -> bool:
         return False
     if n_ranks is None or n_ranks == size:
         return True
-    if promised_rank(os.environ) != 0:
-        raise SystemExit(2)  # rank 0 explains
+    leave_explaining_to_rank_0(os.environ, 2)
     raise UsageError(
         f"-n {n_ranks}: this process is one of {size} ranks that a launcher has started already. Leave -n out to run "
         "on these, or call `taskfarm run` without that launcher"
@@ -115,8 +114,7 @@ def _refuse_wrong_launcher() -> None:
     situation = Situation.here()
     problem = wrong_launcher(situation.environ, mpi_library(situation.paths, situation.environ))
     if problem is not None:
-        if promised_rank(situation.environ) != 0:
-            raise SystemExit(2)  # rank 0 explains
+        leave_explaining_to_rank_0(situation.environ, 2)
         raise UsageError(problem)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from taskfarm.errors import UsageError
 from taskfarm.runtime.launch import wrong_launcher
 from taskfarm.runtime.libmpi import SearchPaths, find_library
-from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch, promised_rank
+from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch, leave_explaining_to_rank_0
 from taskfarm.transport import prepare_mpi4py
 
 if TYPE_CHECKING:
@@ -55,6 +55,5 @@ def _check_launcher(environ: Mapping[str, str]) -> None:
 
 
 def _refuse(text: str, environ: Mapping[str, str]) -> NoReturn:
-    if promised_rank(environ) != 0:
-        raise SystemExit(1)
+    leave_explaining_to_rank_0(environ, 1)
     raise UsageError(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from taskfarm.runtime.surroundings import (
     default_ranks,
     expected_world_size,
     explain_mismatch,
+    leave_explaining_to_rank_0,
     promised_rank,
     slurm_cores,
     usable_cores,
@@ -98,3 +100,14 @@ def test_separate_worlds_are_explained() -> None:
     assert "\n" not in text
     for part in ("4 ranks", "4 separate worlds", "(Open MPI v5.0.11)", "taskfarm run -n 4", "--mpi=pmi2", "--mpi=pmix"):
         assert part in text
+
+
+def test_rank_0_explains_and_the_others_end_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a job cannot run, rank 0 goes on to say why; the others give it time, since the first to fail ends the job."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    leave_explaining_to_rank_0({"PMI_RANK": "0"}, 2)
+    assert not slept
+    with pytest.raises(SystemExit) as caught:
+        leave_explaining_to_rank_0({"OMPI_COMM_WORLD_RANK": "1"}, 2)
+    assert caught.value.code == 2 and sum(slept) >= 1.0
