@@ -103,7 +103,7 @@ def test_separate_worlds_are_explained() -> None:
 
 
 def test_rank_0_explains_and_the_others_end_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a job cannot run, rank 0 goes on to say why; the others give it time, since the first to fail ends the job."""
+    """Where a job cannot run, rank 0 goes on to say why; the others wait, since the first to fail ends the job."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     leave_explaining_to_rank_0({"PMI_RANK": "0"}, 2)
