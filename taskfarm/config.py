@@ -8,13 +8,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from taskfarm.errors import UsageError
 
-__all__ = ["Config", "OnError"]
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
+
+__all__ = ["Config", "OnError", "Receive"]
 
 
-class OnError(Enum):
+class _Choice(Enum):
+    """One of a few words."""
+
+    @classmethod
+    def parse(cls, value: str | Self, source: str) -> Self:
+        """Return the member for `value`, or raise `UsageError` naming `source`."""
+        try:
+            return cls(value.value if isinstance(value, cls) else value)
+        except ValueError:
+            choices = ", ".join(repr(member.value) for member in cls)
+            raise UsageError(f"{source}={value!r} is not one of {choices}") from None
+
+
+class OnError(_Choice):
     """What happens when a worker raises in a collective call.
 
     ``DEFERRED``: rank 0 returns at once, the failure is raised at its next entry into the library.
@@ -26,14 +43,18 @@ class OnError(Enum):
     WAIT = "wait"
     PRINT = "print"
 
-    @classmethod
-    def parse(cls, value: str | OnError, source: str) -> OnError:
-        """Return the member for `value`, or raise `UsageError` naming `source`."""
-        try:
-            return cls(value.value if isinstance(value, OnError) else value)
-        except ValueError:
-            choices = ", ".join(repr(member.value) for member in cls)
-            raise UsageError(f"{source}={value!r} is not one of {choices}") from None
+
+class Receive(_Choice):
+    """How small messages are taken from MPI.
+
+    ``POSTED``: a receive for them waits in MPI at all times; the fastest.
+    ``MATCHED``: after a matched probe.
+    ``PLAIN``: after a plain probe, for fabrics on which matched ones misbehave.
+    """
+
+    POSTED = "posted"
+    MATCHED = "matched"
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -58,8 +79,8 @@ class Config:
         are not more than its usable cores.
     doorbell : bool
         ``TASKFARM_DOORBELL``: 0 replaces the same-host wake-up by sleep-polling.
-    matched_probe : bool
-        ``TASKFARM_MATCHED_PROBE``: 0 uses plain probes, for fabrics on which matched ones misbehave.
+    receive : Receive
+        ``TASKFARM_RECEIVE``: how small messages are taken from MPI.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -69,7 +90,7 @@ class Config:
     leave_s: float = 5.0
     spin: bool | None = None
     doorbell: bool = True
-    matched_probe: bool = True
+    receive: Receive = Receive.POSTED
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -82,6 +103,7 @@ class Config:
         """
         default = cls()
         on_error = environ.get("TASKFARM_ON_ERROR")
+        receive = environ.get("TASKFARM_RECEIVE")
         spin = environ.get("TASKFARM_SPIN")
         return cls(
             on_error=OnError.parse(on_error, "TASKFARM_ON_ERROR") if on_error else default.on_error,
@@ -91,7 +113,7 @@ class Config:
             leave_s=_seconds(environ, "TASKFARM_LEAVE_S", default.leave_s),
             spin=None if not spin else _flag(environ, "TASKFARM_SPIN", False),
             doorbell=_flag(environ, "TASKFARM_DOORBELL", default.doorbell),
-            matched_probe=_flag(environ, "TASKFARM_MATCHED_PROBE", default.matched_probe),
+            receive=Receive.parse(receive, "TASKFARM_RECEIVE") if receive else default.receive,
         )
 
 

@@ -46,10 +46,6 @@ class Caller:
     drain_tasks : callable
         Returns when no task is running, or raises.
 
-    Attributes
-    ----------
-    current : int
-        Number of the call that rank 0 is inside of; 0 if it is in none.
     """
 
     def __init__(
@@ -60,7 +56,6 @@ class Caller:
         drain_tasks: Callable[[], None],
     ) -> None:
         self.book = CallBook(workers)
-        self.current = 0
         self._outermost = 0  # where calls are nested: the first of those that rank 0 is inside of
         self._endpoint = endpoint
         self._transport = endpoint.transport
@@ -153,7 +148,7 @@ class Caller:
     ) -> Any:
         """Send a call and run rank 0's own part; from here on, the call ends here whatever happens."""
         number = frame.a
-        outer, self.current = self.current, number
+        outer, self._endpoint.current_call = self._endpoint.current_call, number
         self._outermost = self._outermost or number
         try:
             self._to_all(frame)
@@ -172,7 +167,7 @@ class Caller:
         return result
 
     def _return_to(self, outer: int) -> None:
-        self.current = outer
+        self._endpoint.current_call = outer
         if not outer:
             self._outermost = 0
 
@@ -194,12 +189,12 @@ class Caller:
     def _prepare(self) -> None:
         self._endpoint.serve_now_and_then()
         self._drain_tasks()
-        if self.book.is_calm and not self._registry.has_dying:
+        if self.book.is_calm and not self._registry.dying:
             return
         if self.book.has_untold:
             self._settle(self.book.last, time.monotonic() + NOTES_PATIENCE_S)
             self._raise_untold()
-        if not self.current:
+        if not self._endpoint.current_call:
             self._repair()
         if self.book.must_wait():
             self._endpoint.serve_until(lambda: not self.book.must_wait())
@@ -223,6 +218,8 @@ class Caller:
 
     def before_task(self) -> None:
         """Do what a call does before it starts, as far as a task needs it: a task must not overtake a call."""
+        if self.book.is_settled and not self._registry.dying:
+            return
         self.settle(math.inf)
         self._raise_untold()
         if dead := self._registry.take_dead():

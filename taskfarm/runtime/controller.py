@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from taskfarm.errors import UsageError
 from taskfarm.runtime.caller import Caller
-from taskfarm.runtime.endpoint import Endpoint, Surroundings, TaskEnded, TaskResult
+from taskfarm.runtime.endpoint import TASK_ENDED, Endpoint, Surroundings
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.scheduling.farm import Assignment, Farm
 from taskfarm.scheduling.mailbox import Letter
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 QUIT_S = 0.5  # an idle worker leaves within milliseconds
 INQUIRY_PAUSE_S = 0.02  # between two rounds of questions while tasks are drained
+_SPAWN = Kind.SPAWN  # an attribute of an `Enum` takes 0.07 us in Python 3.11, a global 0.01
+_RESULT_WANTED = ResultWanted.MESSAGE
+_new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
 WARN_AFTER_S = 10.0  # first word about tasks or calls that keep rank 0 waiting
 
 
@@ -65,11 +68,6 @@ class Controller(Endpoint):
         )
 
     @property
-    def current_call(self) -> int:
-        """Number of the call that rank 0 is inside of; 0 if it is in none."""
-        return self.caller.current
-
-    @property
     def done_call(self) -> int:
         """Number of the last call that rank 0 has left."""
         return self.caller.done
@@ -79,9 +77,9 @@ class Controller(Endpoint):
     def on_done(self, source: int, frame: Frame) -> None:
         """Turn the end of a task, and its result if wanted, into letters."""
         self.farm.on_ended(frame.a, source)
-        if frame.option & ResultWanted.MESSAGE:
-            self.mailbox.put(Letter(source, frame.a, 0, TaskResult(frame)))
-        self.mailbox.put(Letter(source, frame.a, 0, TaskEnded(frame.a)))
+        if frame.option & _RESULT_WANTED:
+            self.mailbox.put(_new_tuple(Letter, (source, frame.a, 0, frame)))
+        self.mailbox.put(_new_tuple(Letter, (source, frame.a, 0, TASK_ENDED)))
 
     def on_status(self, source: int, frame: Frame) -> None:
         """Take in what a rank waits for."""
@@ -103,10 +101,10 @@ class Controller(Endpoint):
             raise UsageError(f"spawnFunction inside call {self.current_call}: the workers are busy with the call")
         self.caller.before_task()
         assigned = self.farm.assign(count, hosts)
-        for slot in assigned:
-            frame = Frame(Kind.SPAWN, slot.number, 1, wanted, packed.body, packed.buffers)
-            self.transport.send(slot.rank, frame, borrowed=True)
-        if packed.buffers:
+        body, buffers = packed
+        for rank, number in assigned:
+            self.transport.send(rank, _new_tuple(Frame, (_SPAWN, number, 1, wanted, body, buffers)), borrowed=True)
+        if buffers:
             self.transport.complete_sends(math.inf, self.handle)
         return assigned
 
@@ -115,9 +113,13 @@ class Controller(Endpoint):
         if self.current_call:
             raise UsageError(f"receiveMessage inside call {self.current_call}: no task runs while the call does")
         letter = self.receive_letter(deadline, rank)
-        if letter is not None and type(letter.content) is TaskEnded:
+        if letter is not None and letter.content is TASK_ENDED:
             self.farm.on_handed_out(letter.number)
         return letter
+
+    def is_reachable(self, rank: int, number: int) -> bool:
+        """Tell whether the main program or a running task is meant."""
+        return self.farm.is_running(number, rank) or (rank == 0 and number == 0)
 
     def drain_tasks(self, deadline: float, what: str, *, at_end: bool = False) -> list[tuple[int, int]]:
         """Serve messages until every task has reported its end.

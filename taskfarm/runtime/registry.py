@@ -38,19 +38,21 @@ class Registry:
         By id.
     counter : int
         The next id.
+    dying : collection of int
+        Ids whose owning handle has died; `take_dead` empties it.
     """
 
     def __init__(self) -> None:
         self.objects: dict[int, Any] = {}
         self.counter = 0
-        self._dying: deque[int] = deque()
+        self.dying: deque[int] = deque()
 
     def manage(self, obj: Any, *, owner: bool) -> ObjectId:
         """Keep `obj` under the next id; with `owner`, the returned handle owns it."""
         number = self.counter
         handle = Rank0ObjectId(number) if owner else ObjectId(number)
         if isinstance(handle, Rank0ObjectId):
-            handle._dying = self._dying
+            handle._dying = self.dying
         self.objects[number] = obj
         self.counter += 1
         return handle
@@ -91,7 +93,7 @@ class Registry:
     def clear(self) -> None:
         """Forget all objects: the session has ended."""
         self.objects.clear()
-        self._dying.clear()
+        self.dying.clear()
 
     def start_call(self, counter: int) -> None:
         """Fall in step with rank 0's `counter`: forget what a failed call made here and not there."""
@@ -99,16 +101,11 @@ class Registry:
             self.discard([number for number in self.objects if number >= counter])
         self.counter = counter
 
-    @property
-    def has_dying(self) -> bool:
-        """Whether `take_dead` has something to look at."""
-        return bool(self._dying)
-
     def take_dead(self) -> list[int]:
         """Return, once, the ids whose owning handle has died while the object is still here."""
         dead = []
-        while self._dying:
-            obj_id = self._dying.popleft()
+        while self.dying:
+            obj_id = self.dying.popleft()
             if obj_id in self.objects:
                 dead.append(obj_id)
         return dead

@@ -11,24 +11,24 @@ import logging
 import math
 import os
 import socket
-import threading
 import time
 from collections.abc import Sequence
-from enum import Enum
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from taskfarm.config import Config
 from taskfarm.errors import InternalError, UsageError, WorkerLostError
 from taskfarm.runtime import ending, interrupts
 from taskfarm.runtime.controller import Controller
-from taskfarm.runtime.endpoint import ReportFailure, Surroundings
+from taskfarm.runtime.endpoint import Endpoint, ReportFailure, Surroundings
+from taskfarm.runtime.phases import PHASE_TABLE, Phase, PhaseEvent
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output, print_error
 from taskfarm.runtime.start import find_world
 from taskfarm.runtime.surroundings import usable_cores
 from taskfarm.runtime.watcher import WatchClient, WatchServer, main_thread_place, start_watch
 from taskfarm.runtime.worker import Worker
-from taskfarm.scheduling.machine import Table, advance
+from taskfarm.scheduling.machine import advance
 from taskfarm.scheduling.stuck import Whereabouts
 from taskfarm.transport.base import Transport
 from taskfarm.transport.local import LocalHub
@@ -37,7 +37,7 @@ from taskfarm.wire.frames import Frame
 if TYPE_CHECKING:
     from taskfarm.transport.world import Opened, Opening, PeerInfo, World
 
-__all__ = ["PHASE_TABLE", "STUCK_STATUS", "Phase", "PhaseEvent", "Session", "current"]
+__all__ = ["PHASE_TABLE", "STUCK_STATUS", "Phase", "PhaseEvent", "Session", "current", "enter"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,29 +45,6 @@ STUCK_STATUS = 75  # EX_TEMPFAIL of sysexits.h: a rank was stuck in a failed col
 WAIT_WARNING_S = 10.0  # first word about ranks that do not come
 CLOSE_S = 30.0  # everybody has said good-bye: what is left is to agree that all has arrived
 
-
-class Phase(Enum):
-    """Phases of a session."""
-
-    IDLE = "idle"
-    OPENING = "opening"
-    OPEN = "open"
-    CLOSED = "closed"
-
-
-class PhaseEvent(Enum):
-    """What happens to a session."""
-
-    BEGAN = "began to open"
-    ALL_HERE = "all ranks are here"
-    ENDED = "ended"
-
-
-PHASE_TABLE: Table[Phase, PhaseEvent] = {
-    (Phase.IDLE, PhaseEvent.BEGAN): Phase.OPENING,
-    (Phase.OPENING, PhaseEvent.ALL_HERE): Phase.OPEN,
-    (Phase.OPEN, PhaseEvent.ENDED): Phase.CLOSED,
-}
 
 _session: Session | None = None  # the one mutable global of the library
 
@@ -78,6 +55,15 @@ def current() -> Session:
     if _session is None:
         _session = Session(Config.from_environment(os.environ))
     return _session
+
+
+def enter(what: str) -> Session:
+    """Return this process's session to `what`, which is about to move messages; see `Session.check_caller`."""
+    session = _session
+    if session is None or session.thread != get_ident():  # one comparison: this is done several times per task
+        session = current()
+        session.check_caller(what)
+    return session
 
 
 class Session:
@@ -94,6 +80,8 @@ class Session:
         Managed objects of this rank.
     phase : Phase
         How far the session is.
+    thread : int
+        The thread that opened the session, the only one that may talk to MPI; 0 before, -1 in a forked child.
     exit_status : int or None
         The status that the process is about to exit with, once that is known.
     failed_late : bool
@@ -108,8 +96,9 @@ class Session:
         Where `taskfarm.objects.run_code` executes.
     controller, worker : Controller or None, Worker or None
         This rank's side, while and after the session is open.
-    open_controller : Controller or None
-        The controller while the session is open: the short way for what is done often.
+    open_controller, open_endpoint : Controller or None, Endpoint or None
+        The controller, and this rank's side whichever it is, while the session is open: short ways for what is done
+        often.
     """
 
     def __init__(self, config: Config) -> None:
@@ -117,7 +106,7 @@ class Session:
         self.registry = Registry()
         self.phase = Phase.IDLE
         self.pid = os.getpid()
-        self._thread = 0  # that opened the session
+        self.thread = 0
         self._forked = False
         os.register_at_fork(after_in_child=self._note_fork)
         self.exit_status: int | None = None
@@ -128,6 +117,7 @@ class Session:
         self.code_namespace: dict[str, Any] = {"__name__": "__taskfarm_run_code__", "__builtins__": __builtins__}
         self.controller: Controller | None = None
         self.open_controller: Controller | None = None
+        self.open_endpoint: Endpoint | None = None
         self.worker: Worker | None = None
         self.mpi_error: ImportError | RuntimeError | None = None
         self._world: World | None = None
@@ -140,16 +130,17 @@ class Session:
 
     def _note_fork(self) -> None:
         self._forked = True
+        self.thread = -1
 
     def check_caller(self, what: str) -> None:
         """Raise `UsageError` in a second thread and in a forked child: only one thread of a rank talks to MPI."""
-        if threading.get_ident() != self._thread and self._thread:
+        if self._forked:
+            raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
+        if get_ident() != self.thread and self.thread:
             raise UsageError(
                 f"{what} in another thread than the one that opened the session: one thread per process talks to MPI; "
                 "hand the work to that thread (for example through queue.Queue)"
             )
-        if self._forked:
-            raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
 
     # The world
 
@@ -238,7 +229,7 @@ class Session:
         self.check_caller("opening the session")
         if self.phase is Phase.OPEN:
             return
-        self._thread = threading.get_ident()
+        self.thread = get_ident()
         if self.phase is Phase.CLOSED:
             raise UsageError("the session has ended (quit or finalize was called); start a new job")
         if self.size == 1:
@@ -252,7 +243,7 @@ class Session:
 
     def begin(self) -> None:
         """Begin to meet the other ranks, without waiting for them; `open` goes on from there."""
-        self._thread = threading.get_ident()
+        self.thread = get_ident()
         if self.phase is Phase.IDLE and self.size > 1:
             from taskfarm.transport.world import Opening
 
@@ -292,6 +283,7 @@ class Session:
     def _go_on(self, event: PhaseEvent) -> None:
         self.phase = advance(PHASE_TABLE, self.phase, event, "the session")
         self.open_controller = self.controller if self.phase is Phase.OPEN else None
+        self.open_endpoint = (self.controller or self.worker) if self.phase is Phase.OPEN else None
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(

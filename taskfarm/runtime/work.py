@@ -8,6 +8,7 @@ from typing import Any
 from taskfarm.errors import UsageError
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import describe
+from taskfarm.wire import codec
 from taskfarm.wire.codec import Packed, pack, unpack
 from taskfarm.wire.frames import Buffer
 
@@ -25,7 +26,7 @@ def pack_work(what: str, fn: Callable[..., Any], args: Sequence[Any], kwargs: Ma
         Names what cannot be pickled; `what` is the function that the user called.
     """
     try:
-        return pack((fn, args, kwargs))
+        return codec.pack_work(fn, args, kwargs)
     except Exception as exc:
         raise UsageError(_why_unpicklable(what, fn, args, kwargs, exc)) from exc
 

@@ -27,14 +27,16 @@ from taskfarm.scheduling.calls import REPORT_EVERY
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.tree import children
 from taskfarm.transport.base import Incoming, Transport
-from taskfarm.wire.codec import Packed, pack, unpack
+from taskfarm.wire.codec import pack, unpack
 from taskfarm.wire.frames import TREE_KINDS, Frame, Kind
 
 __all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
 
-_NO_RESULT = Packed(b"", [])
+_DONE = Kind.DONE  # an attribute of an `Enum` takes 0.07 us in Python 3.11, a global 0.01
+_VALUE_WANTED = ResultWanted.VALUE
+_new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
 
 # What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
 _AT_ONCE = frozenset({Kind.MESSAGE, Kind.QUERY, Kind.QUIT, Kind.DEBUG})
@@ -57,13 +59,12 @@ class Worker(Endpoint):
 
     Attributes
     ----------
-    current_call, done_call : int
-        Number of the call that runs (0: none), and of the last one that ended; read by the watching thread.
+    done_call : int
+        Number of the last call that ended; like `current_call`, read by the watching thread.
     """
 
     def __init__(self, transport: Transport, surroundings: Surroundings) -> None:
         super().__init__(transport, surroundings, None)
-        self.current_call = 0
         self.done_call = 0
         self._reported = 0
         self._host = surroundings.host
@@ -124,24 +125,25 @@ class Worker(Endpoint):
 
     def on_spawn(self, source: int, frame: Frame) -> None:
         """Run a task and send how it ended."""
-        number = frame.a
+        _, number, attempt, option, body, buffers = frame
         self.mailbox.start(number)
         self._log(1, "task %d started", number)
-        outcome = self._run_work(unpack_work, frame.body, frame.buffers, self._registry)
-        option, result = frame.option, _NO_RESULT
-        if outcome.exception is None and option & ResultWanted.VALUE:
-            outcome = run(pack, (outcome.value,))  # any __reduce__ may raise anything
-            result = outcome.value
-        if outcome.exception is not None:
-            failure = failure_of(outcome.exception, self.transport.rank, self._host)
+        value, exc = self._run_work(unpack_work, body, buffers, self._registry)
+        body, buffers = b"", ()
+        if exc is None and option & _VALUE_WANTED:
+            packed, exc = run(pack, (value,))  # any __reduce__ may raise anything
+            if exc is None:
+                body, buffers = packed
+        if exc is not None:
+            failure = failure_of(exc, self.transport.rank, self._host)
             option |= ResultWanted.FAILED
-            result = Packed(encode_failure(failure), [])
+            body = encode_failure(failure)
             self._log(1, "task %d failed: %s", number, failure.headline())
         self.mailbox.finish()
-        flush_output()
         self._log(1, "task %d ended", number)
-        self.transport.send(0, Frame(Kind.DONE, number, frame.b, option, result.body, result.buffers))
-        self._go_home()  # while the reply is on its way
+        self.transport.send(0, _new_tuple(Frame, (_DONE, number, attempt, option, body, buffers)))
+        flush_output()  # this and the next while the reply is on its way
+        self._go_home()
 
     def _go_home(self) -> None:
         """Return to the directory in which the worker started: a task's `os.chdir` is its own affair."""
@@ -170,13 +172,19 @@ class Worker(Endpoint):
             self._in_user_code = False
             self.transport.interrupted = False
 
-    def receive_in_task(self, deadline: float, rank: int | None) -> Letter | None:
+    def take_letter(self, deadline: float, rank: int | None = None) -> Letter | None:
         """Wait for a letter on behalf of the running task; ends the task if the session ends meanwhile."""
         if self.current_call:
             raise UsageError(f"receiveMessage inside call {self.current_call}: no task runs while the call does")
         if self._quitting and not self.mailbox.holds(rank):
             raise CutOff("the session has ended")
         return self.receive_letter(deadline, rank)
+
+    def is_reachable(self, rank: int, number: int) -> bool:
+        """Tell whether such a task can exist; only of its own rank does a worker know which one runs."""
+        if rank == self.transport.rank:
+            return number == self.mailbox.number
+        return (0 < rank < self.transport.size and number > 0) or rank == number == 0
 
     # Collective calls
 

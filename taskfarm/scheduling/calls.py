@@ -176,6 +176,11 @@ class CallBook:
             or self.last - self.done_everywhere >= MAX_AHEAD
         )
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every call has ended everywhere and every failure was told."""
+        return self.done_everywhere == self.last and not self._untold
+
     # Events
 
     def begin(self, what: str, counter: int) -> int:

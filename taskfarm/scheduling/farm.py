@@ -14,7 +14,6 @@ diagrams in docs/architecture.md (generated) and the tests that walk the tables.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -70,17 +69,21 @@ TASK_TABLE: Table[TaskState, TaskEvent] = {
 }
 
 
+# An attribute of an `Enum` takes 0.07 us in Python 3.11, a global 0.01, and a task needs a dozen.
+_FREE, _BUSY, _LOST = SlotState.FREE, SlotState.BUSY, SlotState.LOST
+_RUNNING = TaskState.RUNNING
+_ASSIGNED, _RELEASED = SlotEvent.ASSIGNED, SlotEvent.RELEASED
+_ENDED, _HANDED_OUT = TaskEvent.ENDED, TaskEvent.HANDED_OUT
+
+
+_new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
+
+
 class Assignment(NamedTuple):
     """A task and the rank whose slot it got; a named tuple, since one is made per task."""
 
     rank: int
     number: int
-
-
-@dataclass(slots=True)
-class _Task:
-    rank: int
-    state: TaskState = TaskState.RUNNING
 
 
 class Farm:
@@ -103,8 +106,11 @@ class Farm:
 
     def __init__(self, hosts: Mapping[int, str], other_hosts: Collection[str] = ()) -> None:
         self._hosts = dict(hosts)
-        self._slots = dict.fromkeys(self._hosts, SlotState.FREE)
-        self._tasks: dict[int, _Task] = {}  # those that hold a slot, and finished ones of lost workers
+        self._slots = dict.fromkeys(self._hosts, _FREE)
+        # By task number: those that hold a slot, and finished ones of lost workers. Two dictionaries are twice as fast
+        # as one of objects.
+        self._ranks: dict[int, int] = {}
+        self._states: dict[int, TaskState] = {}
         self._running = 0
         self._next_number = 1
         self._heap = list(self._hosts)
@@ -129,17 +135,16 @@ class Farm:
 
     def busy(self) -> dict[int, int]:
         """Return ``{rank: task number}`` of the busy slots, by rank."""
-        found = {t.rank: number for number, t in self._tasks.items() if self._slots[t.rank] is SlotState.BUSY}
+        found = {rank: number for number, rank in self._ranks.items() if self._slots[rank] is _BUSY}
         return dict(sorted(found.items()))
 
     def running(self) -> list[Assignment]:
         """Return the tasks whose end has not been reported, by number."""
-        return [Assignment(t.rank, number) for number, t in self._tasks.items() if t.state is TaskState.RUNNING]
+        return [Assignment(rank, n) for n, rank in self._ranks.items() if self._states[n] is _RUNNING]
 
     def is_running(self, number: int, rank: int) -> bool:
         """Tell whether task `number` runs on `rank` and has not reported its end."""
-        task = self._tasks.get(number)
-        return task is not None and task.rank == rank and task.state is TaskState.RUNNING
+        return self._states.get(number) is _RUNNING and self._ranks[number] == rank
 
     def slots(self) -> dict[int, SlotState]:
         """Return the state of each worker's slot, by rank."""
@@ -179,7 +184,8 @@ class Farm:
         O(count · log(slots)) without `hosts`, O(free slots of the hosts) with them.
         """
         if hosts is None:
-            wanted = len(self.free) if count is None else min(count, len(self.free))
+            n_free = len(self.free)
+            wanted = n_free if count is None or count > n_free else count
             return [self._take(self._pop_lowest()) for _ in range(wanted)]
         self.check_hosts(hosts)
         candidates = sorted(rank for host in set(hosts) for rank in self._free_by_host[host])
@@ -187,23 +193,21 @@ class Farm:
 
     def on_ended(self, number: int, rank: int) -> None:
         """Note that the worker on `rank` reported the end of task `number`."""
-        task = self._tasks.get(number)
-        if task is None or task.rank != rank:
+        if self._ranks.get(number) != rank:
             raise ProtocolError(f"rank {rank} reported the end of task {rank}:{number}, which is not there")
-        task.state = advance(TASK_TABLE, task.state, TaskEvent.ENDED, "task {}:{}", rank, number)
+        self._states[number] = advance(TASK_TABLE, self._states[number], _ENDED, "task {}:{}", rank, number)
         self._running -= 1
 
     def on_handed_out(self, number: int) -> None:
         """Note that the caller was given the exit of task `number`: its slot is free again."""
-        task = self._tasks.get(number)
-        if task is None:
+        rank = self._ranks.get(number)
+        if rank is None:
             raise ProtocolError(f"the exit of task number {number} was handed out, which is not there")
-        task.state = advance(TASK_TABLE, task.state, TaskEvent.HANDED_OUT, "task {}:{}", task.rank, number)
-        del self._tasks[number]
-        rank = task.rank
-        if self._slots[rank] is SlotState.LOST:
+        advance(TASK_TABLE, self._states[number], _HANDED_OUT, "task {}:{}", rank, number)
+        del self._ranks[number], self._states[number]
+        if self._slots[rank] is _LOST:
             return
-        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.RELEASED, "the slot of rank {}", rank)
+        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], _RELEASED, "the slot of rank {}", rank)
         host = self._hosts[rank]
         self.free.add(rank)
         self._free_by_host[host].add(rank)
@@ -219,23 +223,25 @@ class Farm:
         """
         if rank not in self._slots:
             raise ProtocolError(f"rank {rank} was reported lost, but it has no slot")
-        if self._slots[rank] is SlotState.LOST:
+        if self._slots[rank] is _LOST:
             return []
         self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.WORKER_LOST, "the slot of rank {}", rank)
         self._forget_free(rank)
         ended = []
-        for number, task in self._tasks.items():
-            if task.rank == rank and task.state is TaskState.RUNNING:
-                task.state = advance(TASK_TABLE, task.state, TaskEvent.WORKER_LOST, "task {}:{}", rank, number)
-                self._running -= 1
-                ended.append(Assignment(rank, number))
+        for lost in [task for task in self.running() if task.rank == rank]:
+            number = lost.number
+            self._states[number] = advance(
+                TASK_TABLE, self._states[number], TaskEvent.WORKER_LOST, "task {}:{}", rank, number
+            )
+            self._running -= 1
+            ended.append(lost)
         return ended
 
     def check_invariants(self) -> None:
         """Raise `InternalError` if the machines disagree; for tests."""
-        busy = {rank for rank, state in self._slots.items() if state is SlotState.BUSY}
-        free = {rank for rank, state in self._slots.items() if state is SlotState.FREE}
-        holders = [task.rank for task in self._tasks.values() if self._slots[task.rank] is SlotState.BUSY]
+        busy = {rank for rank, state in self._slots.items() if state is _BUSY}
+        free = {rank for rank, state in self._slots.items() if state is _FREE}
+        holders = [rank for rank in self._ranks.values() if self._slots[rank] is _BUSY]
         union = set().union(*self._free_by_host.values()) if self._free_by_host else set()
         facts = {
             "one task per busy slot": sorted(holders) == sorted(busy),
@@ -243,6 +249,7 @@ class Farm:
             "free hosts": self.free_hosts == {self._hosts[rank] for rank in free},
             "heap": free <= self._in_heap and sorted(self._in_heap) == sorted(self._heap),
             "running": self._running == len(self.running()),
+            "tasks": self._ranks.keys() == self._states.keys(),
         }
         wrong = [name for name, fact in facts.items() if not fact]
         if wrong:
@@ -258,13 +265,14 @@ class Farm:
                 return rank
 
     def _take(self, rank: int) -> Assignment:
-        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], SlotEvent.ASSIGNED, "the slot of rank {}", rank)
+        self._slots[rank] = advance(SLOT_TABLE, self._slots[rank], _ASSIGNED, "the slot of rank {}", rank)
         self._forget_free(rank)
         number = self._next_number
-        self._next_number += 1
-        self._tasks[number] = _Task(rank)
+        self._next_number = number + 1
+        self._ranks[number] = rank
+        self._states[number] = _RUNNING
         self._running += 1
-        return Assignment(rank, number)
+        return _new_tuple(Assignment, (rank, number))
 
     def _forget_free(self, rank: int) -> None:
         self.free.discard(rank)

@@ -2,10 +2,11 @@
 
 Theory of operation. *Sending* never blocks: every MPI send is an ``Isend`` whose request is kept, with the memory it
 borrows, until it tests complete. *Receiving* never blocks either, since a sender may die in the middle of a message:
-a probe finds a control message, ``Irecv`` starts to take it in, and it is only looked at again when it tests complete.
-Control messages carry the head of a frame, its bulk follows on the second communicator, where (source, tag) order is
-all that is needed to find it. Frames of one sender are delivered in order: a complete small frame waits behind a large
-one that is still coming in.
+an inlet (`taskfarm.transport.inlets`) gives the next control message, whole or with the request that fills it. Control
+messages carry the head of a frame, its bulk follows on the second communicator, where (source, tag) order is all that
+is needed to find it. A control message that is longer than the receiver's posted memory goes there, too, and a short
+one announces it. Frames of one sender are delivered in order: a complete small frame waits behind a large one that is
+still coming in.
 
 One bulk message is at most `BULK_CHUNK_BYTES` long, so that counts stay below 2^31 in every MPI.
 
@@ -18,17 +19,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from taskfarm.config import Receive
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.doorbell import Doorbell
+from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
 from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.codec import empty_buffer
-from taskfarm.wire.frames import Buffer, Frame, Head, encode, parse_head, parse_whole
+from taskfarm.wire.frames import Buffer, Frame, Head, encode, encode_long, parse_head, parse_long, parse_whole
 
 __all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
 
@@ -36,8 +38,7 @@ logger = logging.getLogger(__name__)
 
 BULK_CHUNK_BYTES = 1 << 30  # below 2^31 with room to spare; larger pieces are not faster
 _TESTS_PER_POLL = 32
-_TAG = 1  # small: the tag range differs between libraries
-_BYTE, _ANY_SOURCE, _ANY_TAG = MPI.BYTE, MPI.ANY_SOURCE, MPI.ANY_TAG
+_BYTE = MPI.BYTE
 
 
 class _Arrival:
@@ -45,7 +46,7 @@ class _Arrival:
 
     __slots__ = ("bulk", "data", "head", "requests")
 
-    def __init__(self, data: bytearray, requests: list[MPI.Request]) -> None:
+    def __init__(self, data: Buffer, requests: list[MPI.Request]) -> None:
         self.data = data
         self.requests = requests
         self.head: Head | None = None
@@ -63,21 +64,22 @@ class MpiTransport:
         How to wait.
     bell : Doorbell or None
         How to wake others.
-    matched_probe : bool
-        False to use plain probes, for fabrics on which matched ones misbehave; safe because one thread receives.
+    receive : Receive
+        How control messages are taken in.
     """
 
     def __init__(
-        self, control: MPI.Intracomm, bulk: MPI.Intracomm, waiter: Waiter, bell: Doorbell | None, matched_probe: bool
+        self, control: MPI.Intracomm, bulk: MPI.Intracomm, waiter: Waiter, bell: Doorbell | None, receive: Receive
     ) -> None:
         self._control = control
         self._bulk = bulk
         self._waiter = waiter
         self._bell = bell
-        self._asleep = bell.asleep if bell is not None else b""
-        self._probe = control.Improbe if matched_probe else control.Iprobe
-        self._start = self._start_matched if matched_probe else self._start_plain
-        self._status = MPI.Status()
+        self._asleep = bell.asleep if bell is not None else bytes(control.size)
+        self._ring = bell.ring if bell is not None else lambda rank: None
+        self._isend = control.Isend
+        self._inlet = new_inlet(control, receive)
+        self._poll = self._inlet.poll
         self.rank: int = control.rank
         self.size: int = control.size
         self.interrupted = False
@@ -92,28 +94,46 @@ class MpiTransport:
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame`; see the protocol."""
-        self.send_to((dest,), frame, borrowed=borrowed)
+        control, bulk = encode(frame)
+        if bulk or len(control) > CONTROL_MAX_BYTES:
+            self._send_large(dest, control, bulk, borrowed)
+        else:
+            self._send_control(dest, control)
 
     def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame` to several ranks; see the protocol."""
         control, bulk = encode(frame)
+        is_large = bulk or len(control) > CONTROL_MAX_BYTES
         for dest in dests:
-            if not 0 <= dest < self.size or dest == self.rank:
-                raise UsageError(f"dest={dest} is not another rank of {self.size}")
-            self._n_sent_to[dest] += 1
-            request = self._control.Isend((control, _BYTE), dest, _TAG)
-            if bulk or not request.Test():
-                self._sends.append((request, control))
-            for buffer in bulk:
-                self._send_bulk(dest, buffer, self._borrowed if borrowed else self._sends)
-            if self._bell is not None and self._asleep[dest]:
-                self._bell.ring(dest)
+            if is_large:
+                self._send_large(dest, control, bulk, borrowed)
+            else:
+                self._send_control(dest, control)
+
+    def _send_control(self, dest: int, control: bytes) -> None:
+        if not 0 <= dest < self.size or dest == self.rank:
+            raise UsageError(f"dest={dest} is not another rank of {self.size}")
+        self._n_sent_to[dest] += 1
+        request = self._isend((control, _BYTE), dest, TAG)
+        if not request.Test():
+            self._sends.append((request, control))
+        if self._asleep[dest]:
+            self._ring(dest)
+
+    def _send_large(self, dest: int, control: bytes, bulk: Sequence[Buffer], borrowed: bool) -> None:
+        if len(control) > CONTROL_MAX_BYTES:
+            self._send_control(dest, encode_long(control))
+            self._send_bulk(dest, control, self._sends)
+        else:
+            self._send_control(dest, control)
+        for buffer in bulk:
+            self._send_bulk(dest, buffer, self._borrowed if borrowed else self._sends)
 
     def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[tuple[MPI.Request, object]]) -> None:
         view = memoryview(buffer)
         for start in range(0, len(view), BULK_CHUNK_BYTES):
             chunk = view[start : start + BULK_CHUNK_BYTES]
-            sends.append((self._bulk.Isend([chunk, MPI.BYTE], dest, _TAG), chunk))
+            sends.append((self._bulk.Isend((chunk, _BYTE), dest, TAG), chunk))
 
     @property
     def n_unsent(self) -> int:
@@ -143,86 +163,78 @@ class MpiTransport:
 
     # Receiving
 
-    def _start_matched(self, message: Any) -> tuple[int, bytearray, MPI.Request]:
-        status = self._status
-        data = bytearray(status.Get_count(_BYTE))
-        return status.Get_source(), data, message.Irecv((data, _BYTE))
-
-    def _start_plain(self, found: Any) -> tuple[int, bytearray, MPI.Request]:
-        status = self._status
-        data = bytearray(status.Get_count(_BYTE))
-        source = status.Get_source()
-        return source, data, self._control.Irecv((data, _BYTE), source, status.Get_tag())
-
     def receive_nowait(self) -> Incoming | None:
         """Move everything once; return the next complete frame, or None."""
-        if self._ready:
-            return self._ready.popleft()
         if self._sends or self._borrowed:
             self._move_sends()
-        found = self._probe(_ANY_SOURCE, _ANY_TAG, self._status)
-        if found:
-            source, data, request = self._start(found)
+        if self._ready:
+            return self._ready.popleft()
+        taken = self._poll()
+        if taken is not None:
             self._n_received += 1
-            if source not in self._arriving and request.Test():
+            source, data, request = taken
+            if request is None and source not in self._arriving:
                 frame = parse_whole(data)
                 if frame is not None:
                     return source, frame
-                head = self._parse(source, data)
-                if head is None:
-                    return None
-                self._arriving[source] = deque([self._begin_bulk(source, _Arrival(data, []), head)])
-            else:
-                self._arriving.setdefault(source, deque()).append(_Arrival(data, [request]))
+            self._arriving.setdefault(source, deque()).append(_Arrival(data, [] if request is None else [request]))
         if self._arriving:
             self._move_arrivals()
             if self._ready:
                 return self._ready.popleft()
         return None
 
-    def _parse(self, source: int, data: bytearray) -> Head | None:
-        try:
-            return parse_head(data)
-        except ProtocolError:
-            logger.exception("rank %d: dropped a bad message from rank %d", self.rank, source)
-            return None
-
-    def _begin_bulk(self, source: int, arrival: _Arrival, head: Head) -> _Arrival:
-        arrival.head = head
-        for size in head.bulk_sizes:
-            buffer = empty_buffer(size)
-            arrival.bulk.append(buffer)
-            for start in range(0, size, BULK_CHUNK_BYTES):
-                chunk = buffer[start : start + BULK_CHUNK_BYTES]
-                arrival.requests.append(self._bulk.Irecv([chunk, MPI.BYTE], source, _TAG))
-        arrival.requests.reverse()  # tested from the end: they complete in the order in which they were posted
-        return arrival
-
     def _move_arrivals(self) -> None:
         for source in list(self._arriving):
             queue = self._arriving[source]
             for arrival in list(queue):  # bulk of later frames must be posted in order, and may overtake nothing
-                while arrival.requests and arrival.requests[-1].Test():
-                    arrival.requests.pop()
-                if arrival.head is None:
-                    if arrival.requests:
+                while True:
+                    while arrival.requests and arrival.requests[-1].Test():
+                        arrival.requests.pop()
+                    if arrival.requests or arrival.head is not None:
                         break
-                    head = self._parse(source, arrival.data)
-                    if head is None:
+                    if not self._begin_next(source, arrival):
                         queue.remove(arrival)
-                    else:
-                        self._begin_bulk(source, arrival, head)
+                        break
+                if arrival.head is None and arrival.requests:
+                    break
             while queue and not queue[0].requests and (done := queue[0].head) is not None:
                 arrival = queue.popleft()
                 self._ready.append((source, done.complete(arrival.bulk) if arrival.bulk else done.frame))
             if not queue:
                 del self._arriving[source]
 
+    def _begin_next(self, source: int, arrival: _Arrival) -> bool:
+        """Start to take in what the complete control message of `arrival` announces; False if it makes no sense."""
+        size = parse_long(arrival.data)
+        if size is not None:
+            arrival.data = empty_buffer(size)
+            self._post(source, arrival, arrival.data)
+            return True
+        try:
+            arrival.head = parse_head(arrival.data)
+        except ProtocolError:
+            logger.exception("rank %d: dropped a bad message from rank %d", self.rank, source)
+            return False
+        for bulk_size in arrival.head.bulk_sizes:
+            buffer = empty_buffer(bulk_size)
+            arrival.bulk.append(buffer)
+            self._post(source, arrival, buffer)
+        arrival.requests.reverse()  # tested from the end: they complete in the order in which they were posted
+        return True
+
+    def _post(self, source: int, arrival: _Arrival, memory: Buffer) -> None:
+        view = memoryview(memory)
+        for start in range(0, len(view), BULK_CHUNK_BYTES):
+            chunk = view[start : start + BULK_CHUNK_BYTES]
+            arrival.requests.append(self._bulk.Irecv((chunk, _BYTE), source, TAG))
+
     def receive(self, deadline: float) -> Incoming | None:
         """Wait for the next frame; see the protocol."""
-        item = self.receive_nowait()
-        if item is not None:
-            return item
+        for _ in range(self._waiter.n_first_polls):
+            item = self.receive_nowait()
+            if item is not None:
+                return item
         waiter = self._waiter
         try:
             while True:
@@ -267,6 +279,7 @@ class MpiTransport:
             if now >= deadline:
                 return False
             self._waiter.busy() if self.n_unsent or self._arriving else self._pause()
+        self._inlet.close()
         self._control.Free()
         self._bulk.Free()
         if self._bell is not None:

@@ -15,6 +15,7 @@ from taskfarm.transport.doorbell import Doorbell
 __all__ = ["Waiter"]
 
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
+FIRST_POLLS = 32  # 10 us, before the clock is read for the first time: a partner that is awake answers within that
 YIELD_S = 2e-3  # longer than two wake-ups on a busy machine: partners must not put each other to sleep in turn
 FIRST_POLL_SLEEP_S = 50e-6
 POLL_SLEEP_S = 2e-3
@@ -39,9 +40,15 @@ class Waiter:
         This rank's doorbell.
     all_ring : bool
         Whether every rank that may send can ring the bell.
+
+    Attributes
+    ----------
+    n_first_polls : int
+        How often to poll before a wait begins.
     """
 
     def __init__(self, spin: bool, bell: Doorbell | None, all_ring: bool) -> None:
+        self.n_first_polls = FIRST_POLLS if spin else 1
         self._spin_s = SPIN_S if spin else 0.0
         self._bell = bell
         self._all_ring = all_ring

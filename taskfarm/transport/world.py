@@ -225,9 +225,7 @@ class Opening:
         spin = len(on_host) <= cores_of_host(on_host) if self._config.spin is None else self._config.spin
         usable = bell if bell is not None and len(neighbours) > 1 else None
         all_ring = usable is not None and usable.reaches(range(self._size))
-        transport = MpiTransport(
-            control, self._bulk, Waiter(spin, usable, all_ring), usable, self._config.matched_probe
-        )
+        transport = MpiTransport(control, self._bulk, Waiter(spin, usable, all_ring), usable, self._config.receive)
         return Opened(transport, peers, secret, address, listener)
 
     def _new_bell(self, secret: str, rank: int) -> Doorbell | None:

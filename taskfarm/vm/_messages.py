@@ -63,7 +63,7 @@ class MsgTaskExit(Msg):
     taskID: TaskID
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: one is made per task, and that would take three times as long
 class MsgTaskResult(Msg):
     """What a task returned, or how it failed.
 

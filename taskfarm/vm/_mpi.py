@@ -8,19 +8,26 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from taskfarm.config import OnError
-from taskfarm.errors import UsageError
+from taskfarm.errors import InternalError, UsageError
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.ending import leave_if_threads_stay
+from taskfarm.runtime.endpoint import Endpoint
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.runner import flush_output
-from taskfarm.runtime.session import Phase, Session, current
+from taskfarm.runtime.session import Phase, current, enter
+from taskfarm.runtime.work import pack_work
 from taskfarm.vm import base
 from taskfarm.vm._ids import MPIHostID, MPITaskID
 from taskfarm.vm._letters import open_letter
-from taskfarm.vm._status import SpawnerView, spawner_view
-from taskfarm.vm._task import pack_task
+from taskfarm.vm._status import SpawnerView, spawner_view, view_in_use
+from taskfarm.vm._task import wrap_in_environment
 
 __all__ = ["MPI"]
+
+_INF = math.inf
+_NOTHING = int(ResultWanted.NOTHING)
+_MESSAGE = int(ResultWanted.MESSAGE)
+_VALUE = ResultWanted.MESSAGE | ResultWanted.VALUE
 
 _NO_MPI = (
     "taskfarm.vm.MPI needs MPI, which cannot be loaded ({}). A whole MPI comes with: pip install mpi4py mpich "
@@ -138,7 +145,8 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
     @staticmethod
     def freeSlots() -> int:
         """Return the number of slots that `spawnFunction` can fill; only on the spawner."""
-        return len(_spawner("freeSlots").farm.free)
+        controller = enter("freeSlots").open_controller or _spawner("freeSlots")
+        return len(controller.farm.free)
 
     @staticmethod
     def freeSlotsSet() -> set[int]:
@@ -220,30 +228,30 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
         UsageError
             If something does not pickle (no slot was taken), a host is unknown, or this is not the spawner.
         """
-        controller = _spawner("spawnFunction")
+        session = enter("spawnFunction")
+        controller = session.open_controller or _spawner("spawnFunction")
         if not callable(function):
             raise UsageError(f"spawnFunction: function={function!r} cannot be called")
         hosts = None if targetList is None else _host_names(targetList)
         if hosts is not None:
             controller.farm.check_hosts(hosts)
-        wanted: int = ResultWanted.MESSAGE if sendBack else ResultWanted.NOTHING
-        if sendBack is True:
-            wanted |= ResultWanted.VALUE
-        packed = pack_task(self, function, tuple(args), dict(kwargs))
+        wanted = _VALUE if sendBack is True else _MESSAGE if sendBack else _NOTHING
+        packed = pack_work("spawnFunction", function, tuple(args), dict(kwargs) if kwargs else {})
+        if self.mirrorList is not None or self.startupDirSuffix is not None:
+            packed = wrap_in_environment(self, packed)
         assigned = controller.spawn(packed, count, hosts, wanted)
-        view = spawner_view(current())
-        for slot in assigned:
-            view.update(slot.rank)
-        return [MPITaskID(slot.rank, slot.number) for slot in assigned]
+        if (view := view_in_use(session)) is not None:
+            for slot in assigned:
+                view.update(slot.rank)
+        return [MPITaskID(rank, number) for rank, number in assigned]
 
     # Messages
 
     @staticmethod
     def checkForIncoming(fromDestination: Any = None) -> bool:
         """Tell whether ``receiveMessage(0)`` would return a message, from the given rank or task's rank if any."""
-        endpoint = _open_session("checkForIncoming")
-        side = endpoint.controller or endpoint.worker
-        return side is not None and side.check_letter(_rank_of(fromDestination, endpoint.size))
+        endpoint = _endpoint("checkForIncoming")
+        return endpoint.check_letter(_rank_of(fromDestination, endpoint.transport.size))
 
     @staticmethod
     def receiveMessage(timeout: float = -1.0, fromDestination: Any = None) -> tuple[Any, ...] | None:
@@ -261,13 +269,11 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
         tuple or None
             (MPITaskID of the sender, message); ``()`` if none came in time; None if one came that cannot be loaded.
         """
-        session = _open_session("receiveMessage")
-        rank = None if fromDestination is None else _rank_of(fromDestination, session.size)
-        deadline = math.inf if timeout < 0 else time.monotonic() + timeout
-        if session.controller is not None:
-            letter = session.controller.take_letter(deadline, rank)
-        else:
-            letter = session.worker.receive_in_task(deadline, rank) if session.worker is not None else None
+        session = enter("receiveMessage")
+        endpoint = session.open_endpoint or _endpoint("receiveMessage")
+        rank = None if fromDestination is None else _rank_of(fromDestination, endpoint.transport.size)
+        deadline = _INF if timeout < 0 else time.monotonic() + timeout
+        letter = endpoint.take_letter(deadline, rank)
         return () if letter is None else open_letter(session, letter)
 
     @staticmethod
@@ -286,16 +292,12 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
         Exception
             What pickling raises; nothing was sent then.
         """
-        session = _open_session("sendMessage")
+        endpoint = enter("sendMessage").open_endpoint or _endpoint("sendMessage")
         if not isinstance(destination, MPITaskID):
             raise UsageError(f"sendMessage: destination={destination!r} is not an MPITaskID")
-        side = session.controller or session.worker
-        if side is None or side.current_call:
+        if endpoint.current_call:
             raise UsageError("sendMessage inside a collective call: messages go between tasks")
-        if not _is_reachable(session, destination):
-            return False
-        side.send_message(destination.rank, destination.number, message)
-        return True
+        return endpoint.send_message(destination.rank, destination.number, message)
 
     # Housekeeping
 
@@ -338,31 +340,31 @@ def _clean_if_among(ranks: Collection[int]) -> None:
         base.localStorageCleaner()
 
 
-def _open_session(what: str) -> Session:
-    """Return the session if it is open; the spawner opens it."""
-    session = current()
-    session.check_caller(what)
+def _endpoint(what: str) -> Endpoint:
+    """Return this rank's side of the session, which is open; the spawner opens it."""
+    session = enter(what)
     if session.phase is Phase.CLOSED:
         raise UsageError(f"{what}: the session has ended (finalize or quit was called)")
     if session.phase is not Phase.OPEN:
         if session.rank != 0:
             raise UsageError(f"{what} on rank {session.rank} before the ranks have parted: call MPI.spawnerBarrier()")
         MPI.spawnerBarrier()
-    return session
+    if session.open_endpoint is None:
+        raise InternalError(f"{what}: the session is not open")
+    return session.open_endpoint
 
 
 def _spawner(what: str) -> Controller:
     """Return the controller, or raise `UsageError` if this is not the spawner."""
-    session = current()
+    session = enter(what)
     if session.open_controller is not None:
-        session.check_caller(what)
         return session.open_controller
     if session.rank != 0:
         raise UsageError(f"{what} on rank {session.rank}: it works only on the spawner, rank 0")
-    controller = _open_session(what).controller
-    if controller is None:
-        raise UsageError(f"{what}: the session is not open")
-    return controller
+    _endpoint(what)
+    if session.open_controller is None:
+        raise InternalError(f"{what}: the session is not open")
+    return session.open_controller
 
 
 def _view(what: str) -> SpawnerView:
@@ -387,13 +389,3 @@ def _rank_of(source: Any, size: int) -> int | None:
     if not isinstance(rank, int) or not 0 <= rank < size:
         raise UsageError(f"fromDestination={source!r} is neither a rank below {size} nor a task's MPITaskID")
     return rank
-
-
-def _is_reachable(session: Session, task: MPITaskID) -> bool:
-    if not 0 <= task.rank < session.size or task.number < 0:
-        return False
-    if task.rank == 0:
-        return task.number == 0
-    if session.controller is not None:
-        return session.controller.farm.is_running(task.number, task.rank)
-    return task.rank != session.rank or task == MPI.taskID()

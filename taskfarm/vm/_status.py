@@ -12,7 +12,7 @@ from taskfarm.scheduling.farm import SlotState
 from taskfarm.vm._ids import MPIHostID
 from taskfarm.vm.base import getNumberOfCores
 
-__all__ = ["SpawnerView", "spawner_view"]
+__all__ = ["SpawnerView", "spawner_view", "view_in_use"]
 
 
 class _ByName(dict[str, Any]):
@@ -98,6 +98,11 @@ class SpawnerView:
     def _alive(self) -> dict[int, str]:
         states = self._controller.farm.slots()
         return {rank: name for rank, name in self._host_of.items() if states.get(rank) is not SlotState.LOST}
+
+
+def view_in_use(session: Session) -> SpawnerView | None:
+    """Return the view if somebody has asked for it: it must be told of every slot that is taken or freed."""
+    return session.face_state.get("vm")
 
 
 def spawner_view(session: Session) -> SpawnerView:

@@ -1,4 +1,4 @@
-"""One suite of checks for every transport: within one process, and on MPI with matched and plain probes.
+"""One suite of checks for every transport: within one process, and on MPI with each way to receive.
 
 The promises stand in ``support/check_transport.py``.
 """
@@ -68,15 +68,15 @@ class Variant:
     chunk_bytes: int = 0
 
 
-PLAIN = ("TASKFARM_MATCHED_PROBE", "0")
+MATCHED, PLAIN = ("TASKFARM_RECEIVE", "matched"), ("TASKFARM_RECEIVE", "plain")
 VARIANTS = {
     "1 rank": Variant(1),
     "2 ranks": Variant(2),
     "4 ranks": Variant(4),
-    "2 ranks, plain probes": Variant(2, (PLAIN,)),
+    "4 ranks, matched probes": Variant(4, (MATCHED,)),
     "4 ranks, plain probes": Variant(4, (PLAIN,)),
     "2 ranks, small pieces": Variant(2, chunk_bytes=65_521),
-    "2 ranks, small pieces, plain probes": Variant(2, (PLAIN,), 65_521),
+    "2 ranks, small pieces, matched probes": Variant(2, (MATCHED,), 65_521),
     "2 ranks, spinning": Variant(2, (("TASKFARM_SPIN", "1"),)),
     "2 ranks, no bell": Variant(2, (("TASKFARM_DOORBELL", "0"), ("TASKFARM_SPIN", "0"))),
 }

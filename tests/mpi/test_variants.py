@@ -26,8 +26,8 @@ def failed(result: Result) -> list[str]:
 @pytest.mark.parametrize(
     ("program", "setting"),
     [
-        ("both_faces.py", {"TASKFARM_MATCHED_PROBE": "0"}),
-        ("objects_comm.py", {"TASKFARM_MATCHED_PROBE": "0", "TASKFARM_DOORBELL": "0"}),
+        ("both_faces.py", {"TASKFARM_RECEIVE": "matched"}),
+        ("objects_comm.py", {"TASKFARM_RECEIVE": "plain", "TASKFARM_DOORBELL": "0"}),
         ("objects_handles.py", {"TASKFARM_DOORBELL": "0", "TASKFARM_SPIN": "0"}),
         ("objects_comm.py", {"TASKFARM_SPIN": "1"}),
     ],

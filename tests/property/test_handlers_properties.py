@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from runtime_support import LocalFarm, where
 
-from taskfarm.runtime.endpoint import TaskEnded
+from taskfarm.runtime.endpoint import TASK_ENDED
 from taskfarm.runtime.work import pack_work
 from taskfarm.wire.frames import Frame, Kind
 
@@ -46,7 +46,7 @@ def test_rank_0_survives_any_frames(arriving: list[tuple[int, Frame]]) -> None:
             farm.controller.farm.check_invariants()
     exits = 0
     while (letter := farm.controller.take_letter(0.0)) is not None:
-        exits += type(letter.content) is TaskEnded
+        exits += letter.content is TASK_ENDED
     farm.controller.farm.check_invariants()
     assert exits == 2 - farm.controller.farm.n_running
     assert len(farm.controller.farm.free) == exits

@@ -16,7 +16,7 @@ from taskfarm.errors import ProtocolError
 from taskfarm.wire import codec
 from taskfarm.wire.frames import INLINE_BODY_MAX_BYTES, Frame, Head, Kind, encode, parse_head
 
-HEAD_SIZE = 32
+HEAD_SIZE = 24
 INT64 = st.integers(-(2**63), 2**63 - 1)
 BODIES = st.binary(max_size=50) | st.builds(
     lambda extra, byte: byte * (INLINE_BODY_MAX_BYTES + extra), st.integers(-2, 2), st.sampled_from([b"a", b"\0"])
@@ -30,10 +30,10 @@ FRAMES = st.builds(
     BODIES,
     st.lists(st.binary(max_size=20), max_size=8),
 )
-# Heads that look right but announce anything.
+# Heads that look right but announce anything, and the first size behind them.
 HEADS = st.builds(
-    lambda kind, option, flags, n, a, b, size, rest: (
-        struct.pack("<BBBBIqqQ", 0xF5, kind, option, flags, n, a, b, size) + rest
+    lambda kind, option, form, n, a, b, size, rest: (
+        struct.pack("<BBBBIqqQ", 0xF5, kind, option, form, n, a, b, size) + rest
     ),
     st.integers(0, 20),
     st.integers(0, 255),
@@ -82,13 +82,15 @@ def test_random_bytes(data: bytes) -> None:
 
 @given(HEADS)
 @example(struct.pack("<BBBBIqqQ", 0xF5, 4, 0, 1, 0, 0, 0, 2**64 - 1))
+@example(struct.pack("<BBBBIqqQ", 0xF5, 4, 0, 2, 0, 0, 0, 2**64 - 1))
 def test_random_heads(data: bytes) -> None:
     """A head that announces anything is taken as it says, exactly, or refused."""
     head = parse_or_refuse(data)
     if head is not None:
         inline = 0 if head.body_in_bulk else len(head.frame.body)
         n_buffers = len(head.bulk_sizes) - head.body_in_bulk
-        assert len(data) == HEAD_SIZE + 8 * n_buffers + inline
+        table = 8 * (1 + n_buffers) if data[3] else 0  # a whole frame has none
+        assert len(data) == HEAD_SIZE + table + inline
 
 
 @given(FRAMES, st.data())
@@ -105,7 +107,7 @@ def test_flipped_bits(frame: Frame, data: st.DataObject) -> None:
     """Flipped bits give another frame or `ProtocolError`, nothing else; a changed head is not taken for the same."""
     control, _ = encode(frame)
     flipped = bytearray(control)
-    top = min(len(control), HEAD_SIZE + 8 * len(frame.buffers)) * 8
+    top = min(len(control), HEAD_SIZE + 8 * (1 + len(frame.buffers))) * 8
     bits = data.draw(st.sets(st.integers(0, top - 1), min_size=1, max_size=4))
     for bit in bits:
         flipped[bit // 8] ^= 1 << bit % 8

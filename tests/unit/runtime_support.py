@@ -16,7 +16,7 @@ from typing import Any
 
 from taskfarm.config import Config
 from taskfarm.runtime.controller import Controller
-from taskfarm.runtime.endpoint import Surroundings, TaskEnded, TaskResult
+from taskfarm.runtime.endpoint import TASK_ENDED, Surroundings
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import decode_failure
@@ -184,15 +184,14 @@ class LocalFarm:
 
 def read(content: Any) -> tuple[Any, ...]:
     """Return what a letter holds in a readable form."""
-    if type(content) is TaskEnded:
+    if content is TASK_ENDED:
         return ("exit",)
-    if type(content) is not TaskResult:
+    if content.kind is Kind.MESSAGE:
         return "message", unpack(content.body, content.buffers)
-    frame = content.frame
-    assert frame.kind is Kind.DONE
-    if frame.option & ResultWanted.FAILED:
-        return "failed", decode_failure(frame.body)
-    return "result", unpack(frame.body, frame.buffers) if frame.option & ResultWanted.VALUE else None
+    assert content.kind is Kind.DONE
+    if content.option & ResultWanted.FAILED:
+        return "failed", decode_failure(content.body)
+    return "result", unpack(content.body, content.buffers) if content.option & ResultWanted.VALUE else None
 
 
 @contextmanager
@@ -211,7 +210,7 @@ def local_farm(size: int, config: Config | None = None, slow_sends: bool = False
 
 def receive(rank: int | None = None, deadline: float = math.inf) -> Any:
     """Receive a message in a task; None if none came."""
-    letter = here().endpoint.receive_in_task(deadline, rank)
+    letter = here().endpoint.take_letter(deadline, rank)
     return None if letter is None else unpack(letter.content.body, letter.content.buffers)
 
 

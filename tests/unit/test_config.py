@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskfarm.config import Config, OnError
+from taskfarm.config import Config, OnError, Receive
 from taskfarm.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def test_defaults() -> None:
         "leave_s": 5.0,
         "spin": None,
         "doorbell": True,
-        "matched_probe": True,
+        "receive": Receive.POSTED,
     }
 
 
@@ -39,8 +39,8 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_SPIN", "0", "spin", False),
     ("TASKFARM_DOORBELL", "0", "doorbell", False),
     ("TASKFARM_DOORBELL", "1", "doorbell", True),
-    ("TASKFARM_MATCHED_PROBE", "0", "matched_probe", False),
-    ("TASKFARM_MATCHED_PROBE", "1", "matched_probe", True),
+    ("TASKFARM_RECEIVE", "matched", "receive", Receive.MATCHED),
+    ("TASKFARM_RECEIVE", "plain", "receive", Receive.PLAIN),
 ]
 
 
@@ -61,17 +61,15 @@ def test_empty_variables_are_unset(name: str) -> None:
     [
         ("TASKFARM_ON_ERROR", "ignore"),
         ("TASKFARM_ON_ERROR", "WAIT"),
+        ("TASKFARM_RECEIVE", "probe"),
+        ("TASKFARM_RECEIVE", "0"),
         *[
             (name, text)
             for name in ("TASKFARM_STUCK_S", "TASKFARM_STUCK_COMM_S")
             for text in ("0", "-1", "nan", "soon")
         ],
         *[(name, text) for name in ("TASKFARM_OPEN_S", "TASKFARM_LEAVE_S") for text in ("0", "-inf", "1 s", "1,5")],
-        *[
-            (name, text)
-            for name in ("TASKFARM_SPIN", "TASKFARM_DOORBELL", "TASKFARM_MATCHED_PROBE")
-            for text in ("2", "yes", "True", " 1")
-        ],
+        *[(name, text) for name in ("TASKFARM_SPIN", "TASKFARM_DOORBELL") for text in ("2", "yes", "True", " 1")],
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, text: str) -> None:

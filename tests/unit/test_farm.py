@@ -279,6 +279,6 @@ def test_broken_invariants_are_seen() -> None:
         farm.check_invariants()
     farm = Farm(HOSTS)
     farm.assign(1)
-    farm._tasks.clear()
+    farm._ranks.clear()
     with pytest.raises(InternalError, match="one task per busy slot"):
         farm.check_invariants()

@@ -8,26 +8,38 @@ import numpy as np
 import pytest
 
 from taskfarm.errors import ProtocolError
-from taskfarm.wire.frames import INLINE_BODY_MAX_BYTES, TREE_KINDS, Frame, Head, Kind, encode, parse_head
+from taskfarm.wire.frames import (
+    INLINE_BODY_MAX_BYTES,
+    TREE_KINDS,
+    Frame,
+    Head,
+    Kind,
+    encode,
+    encode_long,
+    parse_head,
+    parse_long,
+    parse_whole,
+)
 
-# magic, kind, option, flags, number of buffers, a, b, size of the body
-HEAD = "<BBBBIqqQ"
-HEAD_SIZE = 32
-BODY_IN_BULK = 1
+# magic, kind, option, form, size of the body or number of buffers, a, b; then the sizes of body and buffers
+HEAD = "<BBBBIqq"
+HEAD_SIZE = 24
+WHOLE, BODY_INLINE, BODY_IN_BULK, LONG = range(4)
 
 
 def head_bytes(
     kind: int = Kind.CALL,
-    *,
+    *sizes: int,
     magic: int = 0xF5,
     option: int = 0,
-    flags: int = 0,
-    n_buffers: int = 0,
+    form: int = WHOLE,
+    size: int | None = None,
     a: int = 0,
     b: int = 0,
-    body_size: int = 0,
 ) -> bytes:
-    return struct.pack(HEAD, magic, kind, option, flags, n_buffers, a, b, body_size)
+    """A head, and behind it the table of `sizes`, of which there is none in a whole frame."""
+    announced = max(len(sizes) - 1, 0) if size is None else size
+    return struct.pack(HEAD, magic, kind, option, form, announced, a, b) + struct.pack(f"<{len(sizes)}Q", *sizes)
 
 
 def equal_frames(seen: Frame, expected: Frame) -> bool:
@@ -45,7 +57,7 @@ def there_and_back(frame: Frame) -> Frame:
 def test_a_small_frame_is_one_message() -> None:
     """A frame without buffers and with a small body is one control message: head, then body."""
     control, bulk = encode(Frame(Kind.MESSAGE, 3, -4, 5, b"body"))
-    assert control == head_bytes(Kind.MESSAGE, option=5, a=3, b=-4, body_size=4) + b"body"
+    assert control == head_bytes(Kind.MESSAGE, option=5, a=3, b=-4, size=4) + b"body"
     assert list(bulk) == []
 
 
@@ -53,9 +65,7 @@ def test_buffers_follow_as_bulk() -> None:
     """Each raw buffer is a bulk message of its own, announced by its size; the small body stays in the head."""
     buffers = [memoryview(bytearray(b"abc")), memoryview(bytearray()), memoryview(bytearray(b"defgh"))]
     control, bulk = encode(Frame(Kind.SPAWN, 1, 2, 3, b"xy", buffers))
-    expected = (
-        head_bytes(Kind.SPAWN, option=3, n_buffers=3, a=1, b=2, body_size=2) + struct.pack("<3Q", 3, 0, 5) + b"xy"
-    )
+    expected = head_bytes(Kind.SPAWN, 2, 3, 0, 5, option=3, form=BODY_INLINE, a=1, b=2) + b"xy"
     assert control == expected
     assert list(bulk) == buffers
     assert parse_head(control).bulk_sizes == (3, 0, 5)
@@ -67,7 +77,7 @@ def test_a_large_body_travels_in_bulk_before_the_buffers(n_buffers: int) -> None
     body = bytes(INLINE_BODY_MAX_BYTES + 1)
     buffers = [memoryview(bytearray(index + 1)) for index in range(n_buffers)]
     control, bulk = encode(Frame(Kind.DONE, body=body, buffers=buffers))
-    assert len(control) == HEAD_SIZE + 8 * n_buffers
+    assert len(control) == HEAD_SIZE + 8 * (1 + n_buffers)
     assert bulk[0] is body
     head = parse_head(control)
     assert head.body_in_bulk
@@ -131,20 +141,20 @@ BAD = {
     "another magic": head_bytes(magic=0xF4),
     "kind 0": head_bytes(0),
     "a kind after the last": head_bytes(max(Kind) + 1),
-    "an unknown flag": head_bytes(flags=2),
-    "an unknown flag beside a known one": head_bytes(flags=BODY_IN_BULK | 4),
-    "less body than announced": head_bytes(body_size=5) + b"1234",
-    "more body than announced": head_bytes(body_size=5) + b"123456",
+    "an unknown form": head_bytes(form=4),
+    "a stand-in for a long message": encode_long(b"x" * 5000),
+    "less body than announced": head_bytes(size=5) + b"1234",
+    "more body than announced": head_bytes(size=5) + b"123456",
     "a body that is not announced": head_bytes() + b"1",
-    "a table that breaks off": head_bytes(n_buffers=2) + struct.pack("<Q", 1) + b"1234567",
-    "no table": head_bytes(n_buffers=1),
-    "a table and less body than announced": head_bytes(n_buffers=1, body_size=2) + struct.pack("<Q", 1) + b"1",
-    "body in bulk, and more": head_bytes(flags=BODY_IN_BULK, body_size=9) + b"1",
-    "more buffers than anybody sends": head_bytes(n_buffers=2**32 - 1),
-    "a body of 2**64 - 1 bytes": head_bytes(body_size=2**64 - 1),
-    "a body in bulk that no memory holds": head_bytes(flags=BODY_IN_BULK, body_size=2**63),
-    "a buffer that no memory holds": head_bytes(n_buffers=1) + struct.pack("<Q", 2**63),
-    "buffers that no memory holds together": head_bytes(n_buffers=4) + struct.pack("<4Q", *[2**62] * 4),
+    "a table that breaks off": head_bytes(Kind.CALL, 0, 1, 1, form=BODY_INLINE)[:-1],
+    "no table": head_bytes(form=BODY_INLINE, size=1),
+    "a table and less body than announced": head_bytes(Kind.CALL, 2, 1, form=BODY_INLINE) + b"1",
+    "body in bulk, and more": head_bytes(Kind.CALL, 9, form=BODY_IN_BULK) + b"1",
+    "more buffers than anybody sends": head_bytes(form=BODY_INLINE, size=2**32 - 1),
+    "a body of 2**64 - 1 bytes": head_bytes(Kind.CALL, 2**64 - 1, form=BODY_INLINE),
+    "a body in bulk that no memory holds": head_bytes(Kind.CALL, 2**63, form=BODY_IN_BULK),
+    "a buffer that no memory holds": head_bytes(Kind.CALL, 0, 2**63, form=BODY_INLINE),
+    "buffers that no memory holds together": head_bytes(Kind.CALL, 0, *[2**62] * 4, form=BODY_INLINE),
 }
 
 
@@ -153,6 +163,28 @@ def test_bad_control_messages_are_refused(data: bytes) -> None:
     """Whatever bytes arrive, a message that is not exactly one of this protocol raises `ProtocolError`."""
     with pytest.raises(ProtocolError):
         parse_head(data)
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_only_whole_frames_take_the_short_way(data: bytes) -> None:
+    """What `parse_head` refuses, `parse_whole` does not take for a frame either."""
+    assert parse_whole(data) is None
+
+
+def test_the_short_way_gives_the_same_frame() -> None:
+    """For a frame without bulk `parse_whole` and `parse_head` agree; one with bulk is not whole."""
+    control, _ = encode(Frame(Kind.MESSAGE, 3, -4, 5, b"body"))
+    assert parse_whole(bytearray(control)) == parse_head(control).frame
+    assert parse_whole(encode(Frame(Kind.MESSAGE, buffers=[b"1"]))[0]) is None
+
+
+def test_a_long_control_message_is_announced() -> None:
+    """The stand-in tells the size of the message that comes in bulk; nothing else is taken for a stand-in."""
+    assert parse_long(encode_long(bytes(70_000))) == 70_000
+    assert parse_long(head_bytes(0, form=LONG, size=3)) == 3
+    others = [data for name, data in BAD.items() if "stand-in" not in name]
+    others += [encode(Frame(Kind.MESSAGE))[0], head_bytes(0, form=LONG, a=1), head_bytes(form=LONG)]
+    assert all(parse_long(data) is None for data in others)
 
 
 def test_every_truncation_is_refused() -> None:

@@ -148,7 +148,7 @@ def test_no_tasks_inside_a_call(farm: LocalFarm, what: str) -> None:
     def misuse() -> None:
         endpoint = here().endpoint
         if here().rank:
-            endpoint.receive_in_task(0.0, None)
+            endpoint.take_letter(0.0, None)
         elif what == "spawn":
             endpoint.spawn(pack_work("x", note, (1,), {}), None, None, 0)
         else:

@@ -26,7 +26,7 @@ from runtime_support import (
 )
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.endpoint import TaskEnded
+from taskfarm.runtime.endpoint import TASK_ENDED
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.quiescence import Wait
 from taskfarm.wire.frames import Frame, Kind
@@ -244,7 +244,7 @@ def test_a_task_that_ends_twice_ends_once(caplog: pytest.LogCaptureFixture) -> N
     assert len(caplog.records) == 2
     letter = farm.controller.take_letter(0.0)
     assert letter is not None
-    assert letter.content == TaskEnded(1)
+    assert (letter.number, letter.content) == (1, TASK_ENDED)
     assert farm.controller.take_letter(0.0) is None
 
 

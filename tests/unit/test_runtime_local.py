@@ -18,6 +18,7 @@ from taskfarm.errors import UsageError
 from taskfarm.ids import ObjectId
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.work import pack_work
+from taskfarm.wire.codec import pack
 from taskfarm.wire.frames import Frame, Kind
 
 
@@ -222,17 +223,32 @@ def test_one_rank_can_be_asked_for(farm: LocalFarm) -> None:
 def test_misaddressed_messages_are_dropped(farm: LocalFarm) -> None:
     """A message for a task that is not the current one disturbs nobody."""
     ((rank, number),) = farm.spawn(receive)
-    farm.controller.send_message(rank, number + 7, "for a later task")
-    farm.controller.send_message(rank, 0, "for no task")
-    farm.controller.send_message(rank, number, "right")
+    for other in (number + 7, 0):
+        farm.controller.transport.send(rank, Frame(Kind.MESSAGE, 0, other, body=pack("for another task").body))
+    assert farm.controller.send_message(rank, number, "right")
     assert farm.collect(1)[0][2] == ("result", "right")
+
+
+def test_messages_to_nobody_are_not_sent(farm: LocalFarm) -> None:
+    """A sender that knows that there is no such task is told so, and sends nothing."""
+    ((rank, number),) = farm.spawn(answers, [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 2), (-1, 1), (9, 1)])
+    assert (rank, number) == (1, 1)
+    others = [(rank, 0), (rank, number + 7), (2, number), (0, 1), (-1, 0), (9, 1)]
+    assert [farm.controller.send_message(*other, "x") for other in others] == [False] * len(others)
+    sent = [True, False, False, True, False, True, False, False]  # it cannot know what runs on rank 2
+    assert farm.collect(1)[-2][2] == ("result", sent)
+
+
+def answers(tasks: list[tuple[int, int]]) -> list[bool]:
+    """Return what a task is told when it sends to each of `tasks`."""
+    return [here().endpoint.send_message(*task, "x") for task in tasks]
 
 
 def test_one_deadline_bounds_the_wait(farm: LocalFarm) -> None:
     """Whatever else arrives, a receive with a deadline returns when it has passed."""
     ((rank, number),) = farm.spawn(receive, None, time.monotonic() + 0.05)
     for _ in range(20):
-        farm.controller.send_message(rank, number + 1, "stray")
+        farm.controller.transport.send(rank, Frame(Kind.MESSAGE, 0, number + 1, body=pack("stray").body))
     started = time.monotonic()
     assert farm.collect(1)[0][2] == ("result", None)
     assert time.monotonic() - started < 1.0
