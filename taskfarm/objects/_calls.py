@@ -12,7 +12,7 @@ from taskfarm.errors import UsageError
 from taskfarm.objects import _glue
 from taskfarm.objects._live import loop_runs
 from taskfarm.runtime import ending
-from taskfarm.runtime.session import Phase, Session, current
+from taskfarm.runtime.session import Phase, Session, current, enter
 
 __all__ = ["call", "call_all", "event_loop", "event_loop_settings", "launch_event_loop", "on_error", "quit"]
 
@@ -130,10 +130,9 @@ def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     -----
     Rank 0 may be up to 256 calls ahead of the slowest worker.
     """
-    session = current()
+    session = enter("call()")
     controller = session.open_controller
     if controller is not None and controller.caller.has_workers:
-        session.check_caller("call()")
         return controller.caller.call(fn, args, kwargs, session.on_error)
     return _call(fn, args, kwargs, values=False)
 

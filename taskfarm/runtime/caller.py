@@ -29,6 +29,9 @@ __all__ = ["Caller"]
 
 logger = logging.getLogger(__name__)
 
+_CALL = Kind.CALL  # an attribute of an `Enum` takes 0.07 us in Python 3.11, a global 0.01
+_DEFERRED, _REPORT = OnError.DEFERRED, CallOption.REPORT
+_new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
 NOTES_PATIENCE_S = 1.0  # how long a failing call waits for the other ranks' outcomes before it raises
 
 
@@ -117,16 +120,18 @@ class Caller:
         if not self._watched:
             self._watched = True
             self._endpoint.watch()
-        number = self.book.begin(describe(fn), self._registry.counter)
-        option: int = CallOption.NOTHING
+        counter = self._registry.counter
+        number = self.book.begin(fn, counter)
+        option = 0
         if values:
             option = CallOption.REPORT | CallOption.VALUE
             self._values[number] = {}
-        elif mode is not OnError.DEFERRED:
+        elif mode is not _DEFERRED:
             option = CallOption.REPORT if mode is OnError.WAIT else CallOption.PRINT
-        frame = Frame(Kind.CALL, number, self._registry.counter, option, packed.body, packed.buffers)
+        body, buffers = packed
+        frame = _new_tuple(Frame, (_CALL, number, counter, option, body, buffers))
         result = self._send_and_run(frame, fn, args, kwargs)
-        if not option & CallOption.REPORT:
+        if not option & _REPORT:
             return result
         self._endpoint.serve_until(lambda: not self.book.behind(number))
         frames = self._values.pop(number, {})
@@ -254,6 +259,6 @@ class Caller:
         return _remote_error(untold) if untold else None
 
 
-def _remote_error(untold: Sequence[tuple[str, Sequence[RankFailure]]]) -> RemoteError:
-    what = ", ".join(name for name, _ in untold)
-    return RemoteError(what, [failure for _, failures in untold for failure in failures])
+def _remote_error(untold: Sequence[tuple[int, object, Sequence[RankFailure]]]) -> RemoteError:
+    what = ", ".join(f"call {number} ({describe(fn)})" for number, fn, _ in untold)
+    return RemoteError(what, [failure for *_, failures in untold for failure in failures])

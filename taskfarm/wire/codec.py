@@ -11,7 +11,7 @@ import copyreg
 import io
 import pickle
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +30,17 @@ _PROTOCOL = 5
 _SEARCH_COSTS_BYTES = 2 * 1024
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 _MAX_LOOKED_AT = 16  # items of one container
+
+
+class _QueriedRegistry:
+    """True in a condition while a module is registered with `cloudpickle.register_pickle_by_value`."""
+
+    def __len__(self) -> int:
+        return len(cloudpickle.list_registry_pickle_by_value())
+
+
+# The registry itself where it is found, since the public query copies it, 0.1 us for each message.
+_modules_by_value: Sized = getattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", _QueriedRegistry())
 _NO_BUFFERS: Sequence[memoryview] = ()
 _dumps = pickle.dumps
 _new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
@@ -107,7 +118,7 @@ def _dump(pickler: Callable[..., Any], obj: object) -> Packed:
 
 def pack_work(fn: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Packed:
     """Return ``pack((fn, args, kwargs))``, in two thirds of the time if the arguments are a few plain values."""
-    if type(fn) is FunctionType and not kwargs and type(args) is tuple and not _has_modules_by_value():
+    if type(fn) is FunctionType and not kwargs and type(args) is tuple and not _modules_by_value:
         for arg in args:
             if type(arg) not in _PLAIN:
                 break
@@ -155,7 +166,7 @@ def pack(obj: object) -> Packed:
         body = _dumps(obj, _PROTOCOL, buffer_callback=buffers.keep_in_band)
     except Exception:  # noqa: BLE001 - any __reduce__ may raise anything; cloudpickle has the last word
         return _dump(_ByValuePickler, obj)
-    if _has_modules_by_value():
+    if _modules_by_value:
         return _dump(_ByValuePickler, obj)
     size = len(body)
     if size < _SEARCH_COSTS_BYTES or not _is_plain(obj):
@@ -167,15 +178,6 @@ def pack(obj: object) -> Packed:
 
 
 _NOTHING = Packed(pickle.dumps(None, _PROTOCOL), [])  # what most tasks return
-
-
-def _has_modules_by_value() -> bool:
-    """Tell whether a module is registered with `cloudpickle.register_pickle_by_value`.
-
-    The public query copies the registry, 0.1 us for each message.
-    """
-    registry = getattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
-    return bool(cloudpickle.list_registry_pickle_by_value() if registry is None else registry)
 
 
 def unpack(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:

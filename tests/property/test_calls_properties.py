@@ -85,9 +85,7 @@ class CallMachine(RuleBasedStateMachine):
         """Rank 0 raises what is pending."""
         expected = {(number, rank) for number, rank in self.failed if self.calls[number].raised.get(0) is False}
         assert self.book.has_untold is bool(expected - self.told)
-        told = [
-            (int(what.split()[1]), failure.rank) for what, failures in self.book.take_untold() for failure in failures
-        ]
+        told = [(number, failure.rank) for number, _, failures in self.book.take_untold() for failure in failures]
         assert len(told) == len(set(told))
         assert set(told) == expected - self.told
         self.told |= set(told)
