@@ -209,14 +209,16 @@ class Endpoint:
         if not self.is_reachable(dest, number):
             return False
         body, buffers = pack(obj)
-        if buffers:  # the receiver may be busy for long, and the caller may change its arrays
-            buffers = [_copy(buffer) for buffer in buffers]
         frame = _new_tuple(Frame, (_MESSAGE, self.mailbox.number or 0, number, 0, body, buffers))
         if dest == self.transport.rank:
-            self.mailbox.put(Letter(dest, frame.a, number, frame))
+            copy = frame._replace(buffers=[_copy(buffer) for buffer in buffers])
+            self.mailbox.put(Letter(dest, frame.a, number, copy))
             return True
         self._n_sent += 1
-        self.transport.send(dest, frame)
+        if buffers:  # the receiver may be busy for long, and the caller may change its arrays
+            self.transport.send_or_copy(dest, frame)
+        else:
+            self.transport.send(dest, frame)
         if self.transport.n_unsent:
             self.serve_nowait()
         return True

@@ -42,7 +42,14 @@ def is_critical(frame: FrameType | None, critical: frozenset[CodeType]) -> bool:
 
 def _critical_codes(transport: Transport) -> frozenset[CodeType]:
     kind = type(transport)
-    methods: list[Any] = [kind.receive_nowait, kind.send, kind.send_to, kind.receive, kind.complete_sends]
+    methods: list[Any] = [
+        kind.receive_nowait,
+        kind.send,
+        kind.send_to,
+        kind.send_or_copy,
+        kind.receive,
+        kind.complete_sends,
+    ]
     methods += [Endpoint.handle, Endpoint.receive_letter, Endpoint.serve_until, Endpoint.serve_nowait]
     return frozenset(method.__code__ for method in methods)
 

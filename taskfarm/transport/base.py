@@ -37,6 +37,12 @@ class Transport(Protocol):
     def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame`, encoded once, to each of `dests`."""
 
+    def send_or_copy(self, dest: int, frame: Frame) -> None:
+        """Send `frame`, whose buffers the caller may change afterwards, without waiting for a busy receiver.
+
+        The buffers leave from their own memory if the receiver is waiting for messages, else from a copy.
+        """
+
     def receive_nowait(self) -> Incoming | None:
         """Move what can be moved; return the next complete frame and its sender, or None."""
 

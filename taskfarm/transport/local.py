@@ -44,6 +44,10 @@ class LocalTransport:
         """Copy `frame` into the queue of `dest`."""
         self.send_to((dest,), frame, borrowed=borrowed)
 
+    def send_or_copy(self, dest: int, frame: Frame) -> None:
+        """Copy `frame` into the queue of `dest`."""
+        self._send(dest, frame)
+
     def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
         """Copy `frame` into the queue of each of `dests`."""
         for dest in dests:

@@ -16,6 +16,7 @@ MPI moves large messages only inside MPI calls. So while anything is unfinished,
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,11 +27,12 @@ from mpi4py import MPI
 from taskfarm.config import Receive
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.transport.base import Incoming, raise_if_interrupted
+from taskfarm.transport.clearance import Clearance, Signal, patience_s
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
 from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.codec import empty_buffer
-from taskfarm.wire.frames import Buffer, Frame, Head, encode, encode_long, parse_head, parse_long, parse_whole
+from taskfarm.wire.frames import Buffer, Frame, Head, encode, encode_signal, parse_head, parse_signal, parse_whole
 
 __all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
 
@@ -51,6 +53,21 @@ class _Arrival:
         self.requests = requests
         self.head: Head | None = None
         self.bulk: list[Buffer] = []
+
+    @property
+    def is_posted(self) -> bool:
+        """Whether MPI has the memory for all of its parts."""
+        return self.head is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is here."""
+        return self.head is not None and not self.requests
+
+    @property
+    def bulk_bytes(self) -> int:
+        """Size of its bulk."""
+        return sum(map(len, self.bulk))
 
 
 class MpiTransport:
@@ -87,6 +104,8 @@ class MpiTransport:
         self._borrowed: deque[tuple[MPI.Request, object]] = deque()
         self._arriving: dict[int, deque[_Arrival]] = {}
         self._ready: deque[Incoming] = deque()
+        self._clearance = Clearance(self._send_control)
+        self._wait_ends = -math.inf  # when the wait that this rank is in will end
         self._n_sent_to = [0] * self.size
         self._n_received = 0
 
@@ -122,12 +141,49 @@ class MpiTransport:
 
     def _send_large(self, dest: int, control: bytes, bulk: Sequence[Buffer], borrowed: bool) -> None:
         if len(control) > CONTROL_MAX_BYTES:
-            self._send_control(dest, encode_long(control))
+            self._send_control(dest, encode_signal(Signal.LONG, len(control)))
             self._send_bulk(dest, control, self._sends)
         else:
             self._send_control(dest, control)
         for buffer in bulk:
             self._send_bulk(dest, buffer, self._borrowed if borrowed else self._sends)
+
+    def send_or_copy(self, dest: int, frame: Frame) -> None:
+        """Send `frame`, whose buffers the caller may change afterwards; see the protocol."""
+        control, bulk = encode(frame)
+        n_own = len(bulk) - len(frame.buffers)  # the body, if it is in bulk
+        self._send_large(dest, control, bulk[:n_own], False)
+        if not frame.buffers:
+            return
+        size = sum(map(len, frame.buffers))
+        clearance, sends = self._clearance, self._sends
+        clearance.ask(dest)
+        meanwhile: list[Incoming] = []
+        give_up = time.monotonic() + patience_s(size)
+        while not clearance.is_clear and not self.interrupted and time.monotonic() < give_up:
+            self._move_once(meanwhile)
+        if clearance.is_clear:
+            for buffer in frame.buffers:
+                self._send_bulk(dest, buffer, self._borrowed)
+            while self._borrowed:
+                self._move_once(meanwhile)
+        else:
+            clearance.withdraw(dest)
+            for buffer in frame.buffers:
+                copy = empty_buffer(len(buffer))
+                copy[:] = buffer
+                self._send_bulk(dest, copy, sends)
+        self._put_back(meanwhile)
+
+    def _move_once(self, arrived: list[Incoming]) -> None:
+        item = self.receive_nowait()
+        if item is not None:
+            arrived.append(item)
+        else:
+            self._waiter.busy()
+
+    def _put_back(self, arrived: list[Incoming]) -> None:
+        self._ready.extendleft(reversed(arrived))
 
     def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[tuple[MPI.Request, object]]) -> None:
         view = memoryview(buffer)
@@ -165,24 +221,34 @@ class MpiTransport:
 
     def receive_nowait(self) -> Incoming | None:
         """Move everything once; return the next complete frame, or None."""
-        if self._sends or self._borrowed:
-            self._move_sends()
         if self._ready:
             return self._ready.popleft()
+        if self._sends or self._borrowed:
+            self._move_sends()
         taken = self._poll()
         if taken is not None:
             self._n_received += 1
             source, data, request = taken
-            if request is None and source not in self._arriving:
-                frame = parse_whole(data)
-                if frame is not None:
-                    return source, frame
+            if request is None:
+                if source not in self._arriving:
+                    frame = parse_whole(data)
+                    if frame is not None:
+                        return source, frame
+                signal = parse_signal(data)
+                if signal is not None and signal[0] != Signal.LONG:
+                    self._on_signal(source, *signal)
+                    return None
             self._arriving.setdefault(source, deque()).append(_Arrival(data, [] if request is None else [request]))
         if self._arriving:
             self._move_arrivals()
             if self._ready:
                 return self._ready.popleft()
         return None
+
+    def _on_signal(self, source: int, signal: int, number: int) -> None:
+        queue = self._arriving.get(source)
+        time_left_s = self._wait_ends - time.monotonic()
+        self._clearance.on_signal(source, signal, number, queue[-1] if queue else None, time_left_s)
 
     def _move_arrivals(self) -> None:
         for source in list(self._arriving):
@@ -206,11 +272,14 @@ class MpiTransport:
 
     def _begin_next(self, source: int, arrival: _Arrival) -> bool:
         """Start to take in what the complete control message of `arrival` announces; False if it makes no sense."""
-        size = parse_long(arrival.data)
-        if size is not None:
-            arrival.data = empty_buffer(size)
+        signal = parse_signal(arrival.data)
+        if signal is not None and signal[0] == Signal.LONG:
+            arrival.data = empty_buffer(signal[1])
             self._post(source, arrival, arrival.data)
             return True
+        if signal is not None:
+            self._clearance.on_signal(source, *signal, None, 0.0)
+            return False
         try:
             arrival.head = parse_head(arrival.data)
         except ProtocolError:
@@ -231,12 +300,13 @@ class MpiTransport:
 
     def receive(self, deadline: float) -> Incoming | None:
         """Wait for the next frame; see the protocol."""
-        for _ in range(self._waiter.n_first_polls):
-            item = self.receive_nowait()
-            if item is not None:
-                return item
         waiter = self._waiter
+        self._wait_ends = deadline
         try:
+            for _ in range(waiter.n_first_polls):
+                item = self.receive_nowait()
+                if item is not None:
+                    return item
             while True:
                 item = self.receive_nowait()
                 if item is not None:
@@ -251,7 +321,19 @@ class MpiTransport:
                 else:
                     waiter.idle(now, deadline)
         finally:
-            waiter.reset()
+            self._wait_ends = -math.inf
+            if waiter.has_begun:
+                waiter.reset()
+            if self._clearance.promised:
+                self._keep_promises()
+
+    def _keep_promises(self) -> None:
+        """Stay until what was promised to be taken in is here; everything else waits its turn."""
+        arrived: list[Incoming] = []
+        while self._clearance.has_open_promises() and not self.interrupted:
+            self._move_once(arrived)
+        self._clearance.promised.clear()  # an interrupt ends the wait; the transfer goes on whenever MPI is looked at
+        self._put_back(arrived)
 
     # The end
 

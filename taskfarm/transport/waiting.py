@@ -57,6 +57,11 @@ class Waiter:
         self._published = False
         self._polls_due = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a wait that `reset` must end."""
+        return self._since is not None
+
     def reset(self) -> None:
         """Begin a new wait."""
         self._since = None

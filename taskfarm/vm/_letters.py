@@ -8,7 +8,7 @@ from typing import Any
 
 from taskfarm.runtime.endpoint import TASK_ENDED
 from taskfarm.runtime.options import ResultWanted
-from taskfarm.runtime.runner import decode_failure
+from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.runtime.session import Session
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.vm import base
@@ -35,11 +35,11 @@ def open_letter(session: Session, letter: Letter) -> tuple[Any, ...] | None:
         return sender, _message_class("MsgTaskExit")(sender)
     if content.kind is _DONE:
         return sender, _result_message(content)
-    try:
-        return sender, unpack(content.body, content.buffers)
-    except Exception as exc:  # noqa: BLE001 - any __setstate__ may raise anything
+    value, exc = run(unpack, (content.body, content.buffers))  # what it loads may raise anything, SystemExit too
+    if exc is not None:
         logger.error("rank %d: a message from %s cannot be loaded: %r", session.rank, sender, exc)
         return None
+    return sender, value
 
 
 def _result_message(frame: Frame) -> Any:
@@ -49,9 +49,8 @@ def _result_message(frame: Frame) -> Any:
         return _failed_result(failure.exception, failure.traceback)
     if not option & _WITH_VALUE:
         return _message_class("MsgTaskResult")(True, None)
-    try:
-        value = unpack(frame.body, frame.buffers)
-    except Exception as exc:  # noqa: BLE001 - any __setstate__ may raise anything
+    value, exc = run(unpack, (frame.body, frame.buffers))
+    if exc is not None:
         return _failed_result(exc, f"the result cannot be loaded on the spawner: {type(exc).__name__}: {exc}")
     return _message_class("MsgTaskResult")(True, value)
 

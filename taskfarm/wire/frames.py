@@ -8,8 +8,8 @@ message, and an array leaves from its own memory::
     bulk:    | body (if not inline) |  | buffer 0 |  | buffer 1 | ...
 
 `encode` and `parse_head` are exact inverses; whatever bytes arrive, `parse_head` returns a `Head` or raises
-`ProtocolError`. A transport may have a limit for control messages: a longer one goes as a bulk message itself, behind
-a short one that says so (`encode_long`).
+`ProtocolError`. Transports also send each other signals, control messages that are no frames: one of them says that a
+control message which is too long for the receiver's posted memory comes as a bulk message instead.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = [
     "Head",
     "Kind",
     "encode",
-    "encode_long",
+    "encode_signal",
     "parse_head",
-    "parse_long",
+    "parse_signal",
     "parse_whole",
 ]
 
@@ -46,7 +46,7 @@ _MAX_BULK_BYTES = 1 << 40  # one buffer: more than any host's memory
 _WHOLE = 0  # head and body
 _BODY_INLINE = 1  # head, table of sizes, body; buffers in bulk
 _BODY_IN_BULK = 2  # head, table of sizes; body and buffers in bulk
-_LONG = 3  # head only; the control message itself in bulk
+_SIGNAL = 3  # head only; not a frame
 
 
 class Kind(IntEnum):
@@ -199,14 +199,14 @@ def _parse_bulk_head(data: Buffer, frame: Frame, body_in_bulk: bool, n_buffers: 
     return Head(frame._replace(body=memoryview(data)[table_end:]), tuple(sizes), False)
 
 
-def encode_long(control: bytes) -> bytes:
-    """Return what goes out in the place of a control message that is too long for the receiver's posted memory."""
-    return _pack_head(MAGIC, 0, 0, _LONG, len(control), 0, 0)
+def encode_signal(signal: int, number: int) -> bytes:
+    """Return a control message that is no frame: what two transports say to each other (signal 1..255)."""
+    return _pack_head(MAGIC, 0, signal, _SIGNAL, 0, number, 0)
 
 
-def parse_long(data: Buffer) -> int | None:
-    """Return the size of the control message that comes as a bulk message in the place of `data`; None if none does."""
+def parse_signal(data: Buffer) -> tuple[int, int] | None:
+    """Return the signal and its number, or None if `data` is not a signal."""
     if len(data) != _HEAD_SIZE:
         return None
-    magic, kind, option, form, size, a, b = _unpack_head(data)
-    return size if (magic, kind, option, form, a, b) == (MAGIC, 0, 0, _LONG, 0, 0) else None
+    magic, kind, signal, form, size, number, b = _unpack_head(data)
+    return (signal, number) if (magic, kind, form, size, b) == (MAGIC, 0, _SIGNAL, 0, 0) else None

@@ -15,16 +15,16 @@ from taskfarm.wire.frames import (
     Head,
     Kind,
     encode,
-    encode_long,
+    encode_signal,
     parse_head,
-    parse_long,
+    parse_signal,
     parse_whole,
 )
 
 # magic, kind, option, form, size of the body or number of buffers, a, b; then the sizes of body and buffers
 HEAD = "<BBBBIqq"
 HEAD_SIZE = 24
-WHOLE, BODY_INLINE, BODY_IN_BULK, LONG = range(4)
+WHOLE, BODY_INLINE, BODY_IN_BULK, SIGNAL = range(4)
 
 
 def head_bytes(
@@ -142,7 +142,7 @@ BAD = {
     "kind 0": head_bytes(0),
     "a kind after the last": head_bytes(max(Kind) + 1),
     "an unknown form": head_bytes(form=4),
-    "a stand-in for a long message": encode_long(b"x" * 5000),
+    "a signal": encode_signal(1, 5000),
     "less body than announced": head_bytes(size=5) + b"1234",
     "more body than announced": head_bytes(size=5) + b"123456",
     "a body that is not announced": head_bytes() + b"1",
@@ -178,13 +178,14 @@ def test_the_short_way_gives_the_same_frame() -> None:
     assert parse_whole(encode(Frame(Kind.MESSAGE, buffers=[b"1"]))[0]) is None
 
 
-def test_a_long_control_message_is_announced() -> None:
-    """The stand-in tells the size of the message that comes in bulk; nothing else is taken for a stand-in."""
-    assert parse_long(encode_long(bytes(70_000))) == 70_000
-    assert parse_long(head_bytes(0, form=LONG, size=3)) == 3
-    others = [data for name, data in BAD.items() if "stand-in" not in name]
-    others += [encode(Frame(Kind.MESSAGE))[0], head_bytes(0, form=LONG, a=1), head_bytes(form=LONG)]
-    assert all(parse_long(data) is None for data in others)
+def test_signals_travel() -> None:
+    """A signal and its number come back as they were; nothing else is taken for a signal."""
+    assert parse_signal(encode_signal(1, 70_000)) == (1, 70_000)
+    assert parse_signal(encode_signal(255, -(2**63))) == (255, -(2**63))
+    assert parse_signal(head_bytes(0, option=7, form=SIGNAL, a=3)) == (7, 3)
+    others = [data for name, data in BAD.items() if name != "a signal"]
+    others += [encode(Frame(Kind.MESSAGE))[0], head_bytes(form=SIGNAL), head_bytes(0, form=SIGNAL, b=1)]
+    assert all(parse_signal(data) is None for data in others)
 
 
 def test_every_truncation_is_refused() -> None:

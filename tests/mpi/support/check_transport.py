@@ -304,6 +304,78 @@ def check_sending_to_busy_ranks_does_not_block(party: Party) -> None:
             equal((source, frame.a, len(frame.body), len(frame.buffers)), (0, number, 1000, int(number >= n_small)))
 
 
+def check_memory_is_free_after_send_or_copy(party: Party) -> None:
+    """Whether the receiver waits, is busy or sends, too: the sender may change its memory, and the data are the old."""
+    sizes = [70_000, LARGE_BYTES, 1]
+    for round_ in range(4):
+        mine = [pattern(party.rank + index, size) for index, size in enumerate(sizes)]
+        # rank 0 sends while the others wait; all send at once; rank 0 sends to ranks that are busy; one by one
+        if round_ == 0 or round_ == 2:
+            senders = [0]
+            if round_ == 2:
+                busy_while_rank_0_sends(party, mine)
+            elif party.rank == 0:
+                send_or_copy_all(party, mine)
+        else:
+            senders = list(range(party.transport.size))
+            send_or_copy_all(party, mine)
+        others = [rank for rank in senders if rank != party.rank]
+        seen: dict[int, Frame] = {}
+        for source, frame in party.receive_until(len(others)):
+            seen[source] = frame
+        equal(sorted(seen), others)
+        for source, frame in seen.items():
+            for index, size in enumerate(sizes):
+                same(frame.buffers[index], pattern(source + index, size), f"round {round_}, buffer {index}")
+        equal(party.flush(), [])
+        party.barrier()
+
+
+def send_or_copy_all(party: Party, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Send `arrays` to every other rank, and overwrite each as soon as that is allowed."""
+    for dest in party.others:
+        copies = [array.copy() for array in arrays]
+        party.transport.send_or_copy(dest, Frame(Kind.MESSAGE, 1, buffers=[view(copy) for copy in copies]))
+        for copy in copies:
+            copy[:] = 99
+
+
+def busy_while_rank_0_sends(party: Party, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Let rank 0 send while the others do not look; it must not wait for them."""
+    party.barrier()
+    if party.rank == 0:
+        started = time.monotonic()
+        send_or_copy_all(party, arrays)
+        holds(time.monotonic() - started < LIMIT_S / 2, "send_or_copy waited for a busy receiver")
+    party.barrier()
+
+
+def check_send_or_copy_keeps_the_order(party: Party) -> None:
+    """Frames sent before, after and while large ones are asked about arrive in the order in which they were sent."""
+    n_frames = 30
+    sent = [numbered(party.rank, number) for number in range(n_frames)]
+
+    def send_some(start: int) -> None:
+        for frame in sent[start : start + 10]:
+            for dest in party.others:
+                if frame.a % 2:
+                    party.transport.send_or_copy(dest, frame)
+                else:
+                    party.transport.send(dest, frame)
+
+    arrived: list[Item] = []
+    for start in range(0, n_frames, 10):
+        send_some(start)
+        arrived += party.receive_until(min(len(party.others), 1))
+    arrived = party.receive_until(n_frames * len(party.others), arrived)
+    for source in party.others:
+        frames = [frame for other, frame in arrived if other == source]
+        equal([frame.a for frame in frames], list(range(n_frames)))
+        for frame in frames:
+            equal_frames(frame, numbered(source, frame.a))
+    party.flush()
+
+
 def check_completing_sends_keeps_its_deadline(party: Party) -> None:
     """Towards a busy rank `complete_sends` gives up at its deadline, and says whether memory is still borrowed."""
     array = pattern(0, LARGE_BYTES)
