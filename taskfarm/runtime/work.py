@@ -8,13 +8,11 @@ from typing import Any
 from taskfarm.errors import UsageError
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import describe
-from taskfarm.wire import codec
-from taskfarm.wire.codec import Packed, pack, unpack
+from taskfarm.wire import work as wire
+from taskfarm.wire.codec import Packed, pack
 from taskfarm.wire.frames import Buffer
 
 __all__ = ["pack_work", "unpack_work"]
-
-Work = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 
 
 def pack_work(what: str, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Packed:
@@ -26,12 +24,12 @@ def pack_work(what: str, fn: Callable[..., Any], args: Sequence[Any], kwargs: Ma
         Names what cannot be pickled; `what` is the function that the user called.
     """
     try:
-        return codec.pack_work(fn, args, kwargs)
+        return wire.pack_work(fn, args, kwargs)
     except Exception as exc:
         raise UsageError(_why_unpicklable(what, fn, args, kwargs, exc)) from exc
 
 
-def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> Work:
+def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> wire.Work:
     """Return the function and its arguments, with handles of managed objects replaced by this rank's own parts.
 
     Raises
@@ -41,7 +39,7 @@ def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> 
     UsageError
         If this rank has no such object.
     """
-    fn, args, kwargs = unpack(body, buffers)
+    fn, args, kwargs = wire.unpack_work(body, buffers)
     if args:
         args = [registry.own_part(arg) for arg in args]
     if kwargs:

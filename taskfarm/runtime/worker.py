@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 
 from taskfarm.errors import ProtocolError, UsageError
+from taskfarm.runtime import work
 from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
 from taskfarm.runtime.runner import Outcome, encode_failure, end_forked_child, failure_of, flush_output, run
-from taskfarm.runtime.work import Work, unpack_work
 from taskfarm.scheduling.calls import REPORT_EVERY
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.tree import children
 from taskfarm.transport.base import Incoming, Transport
-from taskfarm.wire.codec import pack, unpack
+from taskfarm.wire import work as wire
+from taskfarm.wire.codec import pack
 from taskfarm.wire.frames import TREE_KINDS, Frame, Kind
 
 __all__ = ["Worker"]
@@ -42,7 +43,7 @@ _new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
 _AT_ONCE = frozenset({Kind.MESSAGE, Kind.QUERY, Kind.QUIT, Kind.DEBUG})
 
 
-def _read_and_call(read: Callable[..., Work], source: Sequence[Any]) -> Any:
+def _read_and_call(read: Callable[..., wire.Work], source: Sequence[Any]) -> Any:
     fn, args, kwargs = read(*source)
     return fn(*args, **kwargs)
 
@@ -128,7 +129,7 @@ class Worker(Endpoint):
         _, number, attempt, option, body, buffers = frame
         self.mailbox.start(number)
         self._log(1, "task %d started", number)
-        value, exc = self._run_work(unpack_work, body, buffers, self._registry)
+        value, exc = self._run_work(work.unpack_work, body, buffers, self._registry)
         body, buffers = b"", ()
         if exc is None and option & _VALUE_WANTED:
             packed, exc = run(pack, (value,))  # any __reduce__ may raise anything
@@ -158,7 +159,7 @@ class Worker(Endpoint):
                 logger.warning("rank %d cannot return to %s: %s", self.transport.rank, self._home, exc)
                 self._home = None
 
-    def _run_work(self, read: Callable[..., Work], *args: Any) -> Outcome:
+    def _run_work(self, read: Callable[..., wire.Work], *args: Any) -> Outcome:
         """Unpack and run work; a request that does not unpickle is a failure like any other."""
         self._in_user_code = True
         try:
@@ -196,7 +197,7 @@ class Worker(Endpoint):
             self.watch()
         self._registry.start_call(frame.b)
         self.current_call = number
-        outcome = self._run_work(unpack, frame.body, frame.buffers)
+        outcome = self._run_work(wire.unpack_work, frame.body, frame.buffers)
         if outcome.exception is None and option & CallOption.VALUE:
             outcome = self._send_value(number, outcome)
         if outcome.exception is not None:

@@ -11,7 +11,7 @@ import copyreg
 import io
 import pickle
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["OOB_MIN_BYTES", "Packed", "empty_buffer", "pack", "pack_work", "unpack"]
+__all__ = ["OOB_MIN_BYTES", "PLAIN_TYPES", "Packed", "empty_buffer", "has_modules_by_value", "pack", "unpack"]
 
 OOB_MIN_BYTES = 32 * 1024  # measured with benchmarks/wire.py: below, one message with a copy beats two without
 _PROTOCOL = 5
@@ -28,19 +28,10 @@ _PROTOCOL = 5
 
 # A search through the pickle takes 0.35 us per kB, which is many times as long as the pickling of bytes.
 _SEARCH_COSTS_BYTES = 2 * 1024
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
+PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 _MAX_LOOKED_AT = 16  # items of one container
 
 
-class _QueriedRegistry:
-    """True in a condition while a module is registered with `cloudpickle.register_pickle_by_value`."""
-
-    def __len__(self) -> int:
-        return len(cloudpickle.list_registry_pickle_by_value())
-
-
-# The registry itself where it is found, since the public query copies it, 0.1 us for each message.
-_modules_by_value: Sized = getattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", _QueriedRegistry())
 _NO_BUFFERS: Sequence[memoryview] = ()
 _dumps = pickle.dumps
 _new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
@@ -98,7 +89,7 @@ def _is_plain(obj: Any, depth: int = 3) -> bool:
     So that the pickles of large plain things need not be searched.
     """
     kind = type(obj)
-    if kind in _PLAIN:
+    if kind in PLAIN_TYPES:
         return True
     if kind is tuple or kind is list:
         return depth > 0 and len(obj) <= _MAX_LOOKED_AT and all(_is_plain(item, depth - 1) for item in obj)
@@ -114,22 +105,6 @@ def _dump(pickler: Callable[..., Any], obj: object) -> Packed:
     stream = io.BytesIO()
     pickler(stream, protocol=_PROTOCOL, buffer_callback=buffers.keep_in_band).dump(obj)
     return Packed(stream.getvalue(), buffers)
-
-
-def pack_work(fn: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Packed:
-    """Return ``pack((fn, args, kwargs))``, in two thirds of the time if the arguments are a few plain values."""
-    if type(fn) is FunctionType and not kwargs and type(args) is tuple and not _modules_by_value:
-        for arg in args:
-            if type(arg) not in _PLAIN:
-                break
-        else:
-            try:
-                body = _dumps((fn, args, kwargs), _PROTOCOL)
-            except Exception:  # noqa: BLE001 - any __reduce__ may raise anything; cloudpickle has the last word
-                return _dump(_ByValuePickler, (fn, args, kwargs))
-            if len(body) < _SEARCH_COSTS_BYTES and body.find(b"__main__") < 0:
-                return _new_tuple(Packed, (body, _NO_BUFFERS))
-    return pack((fn, args, kwargs))
 
 
 def pack(obj: object) -> Packed:
@@ -157,7 +132,7 @@ def pack(obj: object) -> Packed:
     if obj is None:
         return _NOTHING
     kind = type(obj)
-    if kind in _PLAIN:
+    if kind in PLAIN_TYPES:
         return _new_tuple(Packed, (_dumps(obj, _PROTOCOL), _NO_BUFFERS))
     if (kind is np.ndarray or kind is tuple or kind is dict) and _holds_strided(obj):
         return _dump(_ByValuePickler, obj)
@@ -166,7 +141,7 @@ def pack(obj: object) -> Packed:
         body = _dumps(obj, _PROTOCOL, buffer_callback=buffers.keep_in_band)
     except Exception:  # noqa: BLE001 - any __reduce__ may raise anything; cloudpickle has the last word
         return _dump(_ByValuePickler, obj)
-    if _modules_by_value:
+    if has_modules_by_value():
         return _dump(_ByValuePickler, obj)
     size = len(body)
     if size < _SEARCH_COSTS_BYTES or not _is_plain(obj):
@@ -178,6 +153,15 @@ def pack(obj: object) -> Packed:
 
 
 _NOTHING = Packed(pickle.dumps(None, _PROTOCOL), [])  # what most tasks return
+
+
+# The registry itself, where it is found: the public query copies it, which takes 0.1 us for each message.
+_modules_by_value: Any = getattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
+
+
+def has_modules_by_value() -> bool:
+    """Tell whether a module is registered with `cloudpickle.register_pickle_by_value`."""
+    return bool(cloudpickle.list_registry_pickle_by_value() if _modules_by_value is None else _modules_by_value)
 
 
 def unpack(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
