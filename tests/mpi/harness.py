@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -122,7 +123,7 @@ class Job:
     def finish(self, *, timeout_s: float = 60.0) -> Result:
         """Wait for the end; fail on a hang and on processes that outlive the launcher."""
         try:
-            self._process.wait(timeout=timeout_s)
+            self._wait(timeout_s)
         except subprocess.TimeoutExpired:
             stacks = self._stacks()
             result = self._result()
@@ -138,6 +139,17 @@ class Job:
             self.kill()
             pytest.fail(f"processes left over: {left}\n{stacks}\n{result.describe()}")
         return result
+
+    def _wait(self, timeout_s: float) -> None:
+        """Wait for the launcher, without the pauses of up to 50 ms between the looks of `subprocess`."""
+        if hasattr(os, "pidfd_open") and self._process.poll() is None:
+            descriptor = os.pidfd_open(self._process.pid)
+            try:
+                select.select([descriptor], [], [], timeout_s)
+            finally:
+                os.close(descriptor)
+            timeout_s = 0.5  # it has ended, or the time is up
+        self._process.wait(timeout=timeout_s)
 
     def kill(self) -> None:
         """Kill the process group and every process that carries the marker, and wait until they are gone."""
