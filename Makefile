@@ -33,7 +33,7 @@ help:
 	@echo 'make test    run all tests, the MPI tests under MPICH and under Open MPI'
 	@echo 'make check   format, lint, types, layers, unit tests: before every push'
 	@echo 'make docs    build the generated parts of the documentation and check its links'
-	@echo 'make bench   measure'
+	@echo 'make bench   measure taskfarm beside raw MPI and other packages (ten minutes)'
 	@echo 'make clean   remove the environments and everything that was built'
 
 demo: $(VENV)/.with-demo
@@ -64,7 +64,7 @@ docs: $(VENV)/.with-docs
 	$(PY) docs/build.py
 
 bench: $(VENV)/.with-bench
-	$(PY) benchmarks/run.py
+	$(VENV)/bin/taskfarm bench
 
 clean:
 	rm -rf $(VENV) $(OPENMPI_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 
 from mpi4py import MPI
 from pair import on_two_ranks, open_transport, receive, send
-from rows.proc import cpu_seconds
 
+from taskfarm.bench.proc import cpu_seconds
 from taskfarm.config import Config
 from taskfarm.transport import waiting
 from taskfarm.transport.mpi import MpiTransport

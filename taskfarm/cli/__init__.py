@@ -1,4 +1,4 @@
-"""The command ``taskfarm``: start a program on many ranks (``run``), say what is installed (``info``).
+"""The command ``taskfarm``: run a program on many ranks (``run``), say what is there (``info``), measure (``bench``).
 
 The process that launches imports neither numpy nor mpi4py: it is replaced by the launcher a few hundredths of a second
 after its start.
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 2 for a wrong command line and for a missing launcher, library or script. After ``run`` this
-        process has become the launcher, whose status is the script's.
+        Exit status: 2 for a wrong command line and for a missing launcher, library or script, 130 after an interrupt.
+        After ``run`` this process has become the launcher, whose status is the script's.
     """
     # Only what the command at hand needs is imported; this file is also imported by the program of every rank.
     from taskfarm.cli._arguments import new_parser, split_program
@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from taskfarm.cli import run
 
             return run.execute(chosen, program)
+        if chosen.command == "bench":
+            from taskfarm.cli import bench
+
+            return bench.execute(chosen)
         from taskfarm.cli import info
 
         return info.execute(chosen)

@@ -48,7 +48,28 @@ def new_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_launch_options(info, "launch N ranks and look at them, too")
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure taskfarm beside raw MPI and other packages",
+        description="Measure taskfarm, raw mpi4py and the installed peers side by side on this machine, and print "
+        "ratios with their targets. On a machine that does other things as well, look at the ratios rather than at "
+        "the times.",
+        allow_abbrev=False,
+    )
+    bench.add_argument("--quick", action="store_true", help="fewer and shorter samples: two minutes instead of ten")
+    bench.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="only this row, or pattern of rows; may be repeated"
+    )
+    bench.add_argument("--ranks", nargs="+", type=_n_ranks, metavar="N", help="only rows at these numbers of ranks")
+    bench.add_argument("--json", metavar="FILE", help="write all samples and medians there")
+    bench.add_argument("--plot", metavar="FILE.png", help="draw the ratios (needs matplotlib)")
+    bench.add_argument("--list", action="store_true", help="print the rows and what each measures, and exit")
+    _add_mpiexec(bench)
 
 
 def split_program(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -81,6 +102,10 @@ def _as_file(words: Sequence[str]) -> list[str]:
 
 def _add_launch_options(parser: argparse.ArgumentParser, ranks_help: str) -> None:
     parser.add_argument("-n", "-np", "--ranks", type=_n_ranks, metavar="N", help=ranks_help)
+    _add_mpiexec(parser)
+
+
+def _add_mpiexec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mpiexec", metavar="CMD", help="launcher to use, with its own flags if it needs any")
 
 

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"scheduling", "transport"},
     {"runtime"},
     {"objects", "vm", "futures"},
-    {"compat", "trace", "testing"},
+    {"compat", "trace", "testing", "bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -125,10 +125,11 @@ def test_allowances_are_used() -> None:
 
 
 def test_only_transport_imports_mpi4py() -> None:
+    """The benchmark does, too: raw MPI is what it measures ours against."""
     wrong = [
         str(found)
         for found in IMPORTS
-        if found.imported.partition(".")[0] == "mpi4py" and part_of(found.importer) != "transport"
+        if found.imported.partition(".")[0] == "mpi4py" and part_of(found.importer) not in ("transport", "bench")
     ]
     assert not wrong, "\n".join(wrong)
 

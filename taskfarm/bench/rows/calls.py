@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from harness import OURS, RAW, Contenders, Scale
-
-from rows.common import comm, meet, raw, timed
-from rows.common import noop as do_nothing
 from taskfarm import objects
+from taskfarm.bench.common import comm, meet, on_all_ranks
+from taskfarm.bench.functions import noop as do_nothing
+from taskfarm.bench.functions import timed
+from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 
 __all__ = ["noop"]
 
 
-def noop(scale: Scale) -> Contenders:
-    n = scale.times(5_000)
-    return {OURS: lambda: _many_calls(n), RAW: raw(_many_broadcasts, n)}
+def noop(setting: Setting) -> Contenders:
+    """Return the row for empty calls."""
+    return {OURS: _many_calls, RAW: on_all_ranks(_many_broadcasts)}
 
 
 def _many_calls(n: int) -> float:
     objects.call(meet)
-    return timed(_calls, n) / n * 1e6
+    return timed(_calls, n)
 
 
 def _calls(n: int) -> None:
@@ -29,7 +29,7 @@ def _calls(n: int) -> None:
 
 def _many_broadcasts(n: int) -> float:
     meet()
-    return timed(_broadcasts, n) / n * 1e6
+    return timed(_broadcasts, n)
 
 
 def _broadcasts(n: int) -> None:

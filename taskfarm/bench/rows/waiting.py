@@ -6,21 +6,26 @@ import os
 import socket
 import time
 
-from harness import OURS, Contenders, Scale
-
-from rows.common import comm, machine, meet, raw, timed
-from rows.proc import cpu_seconds
 from taskfarm import objects
+from taskfarm.bench.common import comm, machine, meet, on_all_ranks
+from taskfarm.bench.functions import timed
+from taskfarm.bench.measure import OURS, Contenders, Setting
+from taskfarm.bench.proc import cpu_seconds
 
 __all__ = ["first_round_trip", "idle_controller_cpu", "idle_worker_cpu"]
 
 _SETTLE_S = 0.1  # of rest before a measurement, so that the end of what was before does not count
+_REST_S = 2.0
+_REST_QUICK_S = 1.0
 
 
-def idle_worker_cpu(scale: Scale) -> Contenders:
+def _rest_s(setting: Setting) -> float:
+    return _REST_QUICK_S if setting.quick else _REST_S
+
+
+def idle_worker_cpu(setting: Setting) -> Contenders:
     """Return the row for a worker that waits for work while rank 0 does not communicate."""
-    rest_s = scale.seconds(2.0, 1.0)
-    return {OURS: lambda: _cpu_of_worker(rest_s)}
+    return {OURS: lambda _: _cpu_of_worker(_rest_s(setting))}
 
 
 def _cpu_of_worker(rest_s: float) -> float:
@@ -31,10 +36,9 @@ def _cpu_of_worker(rest_s: float) -> float:
     return 100.0 * (cpu_seconds(pid) - before) / (time.perf_counter() - start)
 
 
-def idle_controller_cpu(scale: Scale) -> Contenders:
+def idle_controller_cpu(setting: Setting) -> Contenders:
     """Return the row for rank 0 waiting for a task that takes long."""
-    rest_s = scale.seconds(2.0, 1.0)
-    return {OURS: lambda: _cpu_of_rank_0(rest_s)}
+    return {OURS: lambda _: _cpu_of_rank_0(_rest_s(setting))}
 
 
 def _cpu_of_rank_0(rest_s: float) -> float:
@@ -45,14 +49,17 @@ def _cpu_of_rank_0(rest_s: float) -> float:
     return 100.0 * (cpu_seconds(os.getpid()) - before) / (time.perf_counter() - start)
 
 
-def first_round_trip(scale: Scale) -> Contenders:
+def first_round_trip(setting: Setting) -> Contenders:
     """Return the row for a task there and back after all ranks have rested.
 
     The peer is the least that can be done: a pickled message, and a datagram that wakes a rank which sleeps in the
     kernel. Like ours it starts with cold caches.
     """
-    rest_s = scale.seconds(2.0, 0.3)
-    return {OURS: lambda: _first_round_trip(rest_s), "datagram": raw(_woken_by_datagram, rest_s)}
+    rest_s = _rest_s(setting)
+    return {
+        OURS: lambda _: _first_round_trip(rest_s),
+        "datagram": on_all_ranks(_woken_by_datagram, rest_s),
+    }
 
 
 def _first_round_trip(rest_s: float) -> float:
@@ -67,7 +74,7 @@ def _one_task() -> None:
     farm.receiveMessage()  # the exit
 
 
-def _woken_by_datagram(rest_s: float) -> float | None:
+def _woken_by_datagram(rest_s: float, _: int) -> float | None:
     world = comm()
     if world.rank > 1:
         return None

@@ -1,0 +1,127 @@
+"""The table of all rows: what is measured, on how many ranks, in which unit, and what should be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from taskfarm.bench.common import KB, MB
+from taskfarm.bench.functions import busy, noop
+from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, Row, Target, Unit
+from taskfarm.bench.rows import arrays, buffers, calls, launching, memory, messages, tasks, waiting
+
+__all__ = ["RANKS", "all_rows"]
+
+RANKS = (2, 3, 4)  # of the jobs that measure most rows
+SCALING_MIN_CORES = 4
+
+_SECONDS = Unit("s", 1.0)
+_FIRST = Unit("us")  # of the first round trip: it cannot be repeated
+_PERCENT = Unit("% CPU")
+_TIMES_ARRAY = Unit("x array")
+_MEGABYTES = Unit("MB")
+_CROWD_RATE = Unit("tasks/s", more_is_better=True)
+
+_FEW = 7  # rounds, where a sample lasts seconds
+_LEAST = 5
+_LEAST_TASKS = 200  # of a sample, for peers that take milliseconds for one
+_TASK_S = 1e-3  # tasks of the scaling rows that compute
+
+_SIZES = (("1MB", MB), ("8MB", 8 * MB), ("64MB", 64 * MB), ("512MB", 512 * MB))
+_ECHO = "array of 1 MB as argument and result of a task"
+
+
+def all_rows(n_cores: int) -> tuple[Row, ...]:
+    """Return the rows for a machine with so many usable cores; those about scaling need four."""
+    return (
+        *_tasks(),
+        *_calls_and_messages(),
+        *_arrays(),
+        *_buffers(),
+        *_resources(),
+        *_launching(),
+        *_scaling(n_cores),
+    )
+
+
+def _tasks() -> Iterator[Row]:
+    about = "empty tasks, one in flight per worker"
+    for n_ranks, limit in ((2, 0.5), (3, 1.0)):
+        target = Target(limit, "schwimmbad", at_least=True)
+        yield Row("noop_tasks", about, [n_ranks], RATE, tasks.noop_rate, target, least=_LEAST_TASKS)
+    yield Row("task", "an empty task, there and back", [2], US, tasks.there_and_back, Target(6.0))
+    yield Row("echo_1MB", _ECHO, [2], MS, partial(tasks.echo, MB))
+
+
+def _calls_and_messages() -> Iterator[Row]:
+    yield Row("call_noop", "an empty collective call", [2, 4], US, calls.noop, Target(1.5))
+    for name, size, limit in (("0B", 0, 3.0), ("1kB", KB, 3.0), ("64kB", 64 * KB, 2.0)):
+        about = f"message of {name} to a task, there and back"
+        yield Row(f"message_{name}", about, [2], US, partial(messages.pickled, size), Target(limit))
+
+
+def _arrays() -> Iterator[Row]:
+    ways = (
+        ("result", "as argument and result of a task", arrays.through_result),
+        ("message", "in a message to a task, there and back", arrays.through_messages),
+        ("call", "as argument of a collective call, one way", arrays.as_call_argument),
+    )
+    for name, size in _SIZES:
+        rounds = _FEW if size > 64 * MB else N_ROUNDS
+        for way, about, make in ways:
+            yield Row(f"array_{name}_{way}", f"array {about}", [2], MS, partial(make, size), Target(1.3), rounds)
+
+
+def _buffers() -> Iterator[Row]:
+    ways = (
+        ("broadcast", "broadcast_array, against Bcast", buffers.broadcast),
+        ("scatter", "scatter_rows, against Scatterv", buffers.scatter),
+        ("gather", "gather_rows, against Gatherv", buffers.gather),
+    )
+    for name, size in _SIZES[:3]:
+        for way, about, make in ways:
+            yield Row(f"buffer_{name}_{way}", f"{about}, in warm memory", [2], MS, partial(make, size), Target(1.1))
+
+
+def _resources() -> Iterator[Row]:
+    cpu, memory_0, memory_1 = Target(0.5, ""), Target(0.1, ""), Target(1.1, "")
+    first = "task there and back after 2 s of rest"
+    yield Row("idle_cpu_worker", "CPU of a worker that waits", [2], _PERCENT, waiting.idle_worker_cpu, cpu, _LEAST)
+    yield Row("idle_cpu_rank0", "CPU of rank 0 that waits", [2], _PERCENT, waiting.idle_controller_cpu, cpu, _LEAST)
+    yield Row("first_after_idle", first, [2], _FIRST, waiting.first_round_trip, Target(200.0, ""), _FEW)
+    for way, make in (("call", memory.peak_by_call), ("task", memory.peak_by_task)):
+        about = f"peak memory by 512 MB as argument of a {way}, on "
+        for place, rank, target in (("rank0", 0, memory_0), ("worker", 1, memory_1)):
+            contenders = partial(make, 512 * MB, rank)
+            yield Row(f"peak_{way}_{place}", about + place, [2], _TIMES_ARRAY, contenders, target, _LEAST)
+    for name, about, grow in (
+        ("growth_tasks", "memory growth of the worst process over 10^6 tasks", memory.growth_by_tasks),
+        ("growth_calls", "memory growth of the worst process over 10^5 calls", memory.growth_by_calls),
+    ):
+        yield Row(name, about, [2], _MEGABYTES, grow, Target(2.0, ""), rounds=1)
+
+
+def _launching() -> Iterator[Row]:
+    first_line = "`taskfarm run` to the script's first line, against bare mpiexec to `from mpi4py import MPI`"
+    first_call = "`taskfarm run` to the first collective call, against bare mpiexec to a barrier"
+    crowd = "empty tasks with 8 ranks on 2 cores, against 3 ranks"
+    target = Target(1.3, plus=0.1)
+    yield Row("startup", first_line, [4], _SECONDS, launching.first_line, target, _FEW, launches=True)
+    yield Row("startup_call", first_call, [4], _SECONDS, launching.first_session, None, _FEW, launches=True)
+    target = Target(0.7, "3 ranks", at_least=True)
+    yield Row("crowd", crowd, [8], _CROWD_RATE, launching.crowded_rate, target, _FEW, launches=True)
+
+
+def _scaling(n_cores: int) -> Iterator[Row]:
+    if n_cores < SCALING_MIN_CORES:
+        return
+    ranks = [1 + n_workers for n_workers in worker_numbers(n_cores - 1)]
+    yield Row("scaling_noop", "empty tasks", ranks, RATE, partial(tasks.rate_of, noop, 0))
+    yield Row("scaling_1ms", "tasks that compute for 1 ms", ranks, RATE, partial(tasks.rate_of, busy, _TASK_S))
+    yield Row("scaling_1MB", "tasks that return 1 MB that they got", ranks, RATE, partial(tasks.rate_of_echoes, MB))
+
+
+def worker_numbers(most: int) -> list[int]:
+    """Return 1, 2, 4, ... up to `most`, and `most` itself."""
+    powers = [1 << exponent for exponent in range(most.bit_length()) if 1 << exponent < most]
+    return [*powers, most]

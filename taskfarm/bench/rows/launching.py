@@ -1,0 +1,117 @@
+"""Whole jobs: how soon a script's first line runs, and what more ranks than cores cost. Measured by the command itself.
+
+A contender launches a job, waits for its end, and reads what the ranks print.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
+from taskfarm.runtime.launch import LaunchPlan, Situation, plan_launch
+
+__all__ = ["crowded_rate", "first_line", "first_session", "run_words"]
+
+_JOB_S = 120.0  # these jobs take about a second
+_CROWD_CORES = 2
+_FEW_RANKS = 3
+_CROWD_SAMPLE_S = 0.5  # of tasks, in a job of their own
+_CROWD_SAMPLE_QUICK_S = 0.2
+
+# Each rank prints when its line is reached. One write per rank, so that lines do not mix.
+_PRINT_TIME = "import os, time; os.write(1, b'at %.6f\\n' % time.time())\n"
+_FIRST_LINE = _PRINT_TIME
+_FIRST_SESSION = (
+    "from taskfarm import objects\nobjects.launch_event_loop()\nif objects.rank == 0:\n    objects.call(exec, "
+)
+_FIRST_SESSION += repr(_PRINT_TIME) + ")\n    objects.quit()\n"
+_RAW_LINE = "from mpi4py import MPI\n" + _PRINT_TIME
+_RAW_MEETING = "from mpi4py import MPI\nMPI.COMM_WORLD.Barrier()\n" + _PRINT_TIME
+
+
+def run_words(n_ranks: int, mpiexec: str | None, program: Sequence[str]) -> list[str]:
+    """Return the command that runs `program` on `n_ranks` ranks."""
+    launcher = [] if mpiexec is None else [f"--mpiexec={mpiexec}"]
+    return [sys.executable, "-m", "taskfarm", "run", "-n", str(n_ranks), *launcher, *program]
+
+
+def first_line(setting: Setting) -> Contenders:
+    """Return the row from the start of ``taskfarm run`` to the first line of the script on the last rank.
+
+    Raw is the bare launcher, with the same settings of its environment, to the first line after MPI has been imported.
+    """
+    return _startup(setting, _FIRST_LINE, _RAW_LINE)
+
+
+def first_session(setting: Setting) -> Contenders:
+    """Return the row to the first collective call on the last rank; raw: to the end of a barrier."""
+    return _startup(setting, _FIRST_SESSION, _RAW_MEETING)
+
+
+def _startup(setting: Setting, ours: str, raw: str) -> Contenders:
+    folder = Path(setting.cleanup.enter_context(tempfile.TemporaryDirectory()))
+    script = folder / "script.py"
+    script.write_text(ours)
+    words = run_words(setting.n_ranks, setting.mpiexec, [str(script)])
+    plan = plan_launch(["-c", raw], setting.n_ranks, setting.mpiexec, Situation.here())
+    return {OURS: _until_last(words, {}, setting.n_ranks), RAW: _until_last(*_command(plan), setting.n_ranks)}
+
+
+def _command(plan: LaunchPlan) -> tuple[Sequence[str], Mapping[str, str]]:
+    return plan.command, plan.added_environment
+
+
+def _until_last(command: Sequence[str], added: Mapping[str, str], n_ranks: int) -> Callable[[int], float]:
+    def seconds(n: int) -> float:
+        total = 0.0
+        for _ in range(n):
+            start = time.time()  # the ranks' clock: they are on this host
+            times = [float(word) for word in re.findall(r"^at (\S+)$", _output(command, added), re.MULTILINE)]
+            if len(times) != n_ranks:
+                raise RuntimeError(f"{len(times)} of {n_ranks} ranks reported: {' '.join(command)}")
+            total += max(times) - start
+        return total
+
+    return seconds
+
+
+def crowded_rate(setting: Setting) -> Contenders:
+    """Return the row for the rate of empty tasks with more ranks than cores, against that of three ranks."""
+    sample_s = _CROWD_SAMPLE_QUICK_S if setting.quick else _CROWD_SAMPLE_S
+    cpus = sorted(setting.cpus)[:_CROWD_CORES]
+
+    def rate(n_ranks: int) -> Callable[[int], float]:
+        program = ["-m", "taskfarm.bench.rate", str(sample_s)]
+        command = run_words(n_ranks, setting.mpiexec, program)
+        return lambda _: float(_output(command, {}, cpus).split()[-1])
+
+    return {OURS: rate(setting.n_ranks), f"{_FEW_RANKS} ranks": rate(_FEW_RANKS)}
+
+
+def _output(command: Sequence[str], added: Mapping[str, str], cpus: Sequence[int] = ()) -> str:
+    """Run a job, on these cores only if any are named, and return what it printed."""
+    usual = os.sched_getaffinity(0)
+    try:
+        if cpus:
+            os.sched_setaffinity(0, cpus)  # the job inherits it
+        process = subprocess.Popen(
+            command, env={**os.environ, **added}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+    finally:
+        os.sched_setaffinity(0, usual)
+    try:
+        output, _ = process.communicate(timeout=_JOB_S)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    if process.returncode != 0:
+        raise RuntimeError(f"status {process.returncode}: {' '.join(command)}")
+    return output

@@ -1,0 +1,46 @@
+"""The work that ours and the peers do alike, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from taskfarm.bench.functions import noop, same, timed
+
+__all__ = ["ECHO", "NOOP", "NOOPS", "Pool", "new_array", "work_seconds"]
+
+NOOPS = "noops"
+NOOP = "noop"
+ECHO = "echo"
+
+_ECHO_BYTES = 1 << 20
+
+
+class Pool(Protocol):
+    """What a peer can do."""
+
+    def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> object:
+        """Run ``fn(item)`` for every item, each in a message of its own, and wait for all."""
+
+    def one(self, fn: Callable[[Any], Any], item: Any) -> object:
+        """Run ``fn(item)`` and wait for it."""
+
+
+def work_seconds(pool: Pool, work: str, n: int) -> float:
+    """Return the seconds that `n` repetitions of a work take: ``noops`` at once, ``noop`` or ``echo`` one by one."""
+    if work == NOOPS:
+        return timed(pool.map, noop, range(n))
+    item = new_array(_ECHO_BYTES) if work == ECHO else None
+    return timed(_one_by_one, pool, same if work == ECHO else noop, item, n)
+
+
+def _one_by_one(pool: Pool, fn: Callable[[Any], Any], item: Any, n: int) -> None:
+    for _ in range(n):
+        pool.one(fn, item)
+
+
+def new_array(size_bytes: int) -> Any:
+    """Return an array of so many bytes, every page of which has been written to; (size / 8,) float64."""
+    import numpy as np
+
+    return np.arange(size_bytes // 8, dtype=np.float64)

@@ -1,0 +1,82 @@
+"""``taskfarm bench``: measure taskfarm beside raw MPI and other packages, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from taskfarm.bench import jobs
+from taskfarm.bench.measure import Row
+from taskfarm.bench.rows import all_rows
+from taskfarm.bench.table import format_tables
+from taskfarm.errors import UsageError
+from taskfarm.runtime.surroundings import expected_world_size, usable_cores
+
+__all__ = ["execute"]
+
+_FAILED = 1
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the command; the exit status is 0 if everything was measured, whatever the figures are, and 1 if not.
+
+    Raises
+    ------
+    UsageError
+        Before anything is measured: a row that does not exist, a file that cannot be written, a picture without
+        matplotlib, no launcher.
+    """
+    if options.list:
+        print(_listing(all_rows(usable_cores())))
+        return 0
+    if expected_world_size(os.environ) is not None:
+        raise UsageError("it starts jobs of its own; call it without a launcher")
+    rows = jobs.chosen_rows(options.only, options.ranks or (), usable_cores())
+    json_path, plot_path = _output("--json", options.json), _output("--plot", options.plot)
+    if plot_path is not None and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib; install it with: pip install 'taskfarm[bench]'")
+    try:
+        found, failures = jobs.measure_all(jobs.Request(rows, options.quick, options.mpiexec))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    print(format_tables(found))
+    if json_path is not None:
+        json_path.write_text(json.dumps(found, indent=1) + "\n")
+    if plot_path is not None and found["rows"]:
+        from taskfarm.bench.plot import save_plot
+
+        save_plot(found, plot_path)
+    for failure in failures:
+        print(f"taskfarm bench: error: {failure}", file=sys.stderr)
+    return _FAILED if failures else 0
+
+
+def _output(option: str, name: str | None) -> Path | None:
+    """Return the path of a file that can be written, by having opened it; one that is there keeps what it holds."""
+    if name is None:
+        return None
+    path = Path(name)
+    is_new = not path.exists()
+    try:
+        with path.open("a"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as exc:
+        raise UsageError(f"{option} {path}: cannot be written ({exc.strerror})") from exc
+    return path
+
+
+def _listing(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        ranks = ", ".join(str(n_ranks) for n_ranks in row.ranks)
+        target = f"; target {row.target}" if row.target else ""
+        lines.append(f"{row.name:<20} {row.about} ({ranks} ranks, {row.unit.name}{target})")
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""The command ``taskfarm bench`` for real: jobs, peers, files. Nothing is said about speed."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from harness import Launch, Result
+
+TIMEOUT_S = 240  # about 20 s; an environment that was just made compiles numpy and matplotlib first
+ROWS = ("task", "call_noop", "message_1kB", "array_1MB_call", "buffer_1MB_gather", "startup", "peak_call_worker")
+KEYS = ["task/2", "call_noop/2", "call_noop/4", *(f"{name}/2" for name in ROWS[2:5]), "peak_call_worker/2", "startup/4"]
+HAVE_RAW = set(KEYS) - {"peak_call_worker/2"}
+IN_ALL_ENVIRONMENTS = {"mpi4py.futures", "ProcessPoolExecutor", "mp.Pool"}  # of the peers
+PEERS = IN_ALL_ENVIRONMENTS | {"schwimmbad", "joblib", "dask"}
+
+
+@pytest.fixture(scope="module")
+def words() -> list[str]:
+    return [word for name in ROWS for word in ("--only", name)]
+
+
+def bench(*options: str) -> Any:
+    """Return a launcher that runs the command instead of a program."""
+
+    def launcher(n: int, target: Sequence[str]) -> Sequence[str]:
+        return [sys.executable, "-m", "taskfarm", "bench", *options]
+
+    return launcher
+
+
+@pytest.mark.slow
+def test_rows_are_measured_side_by_side(run_mpi: Launch[Result], words: list[str]) -> None:
+    """Each row has ours, raw MPI and the installed peers, at least five samples of each, and ratios that follow."""
+    launcher = bench("--quick", *words, "--json", "bench.json")
+    result = run_mpi("", 1, launcher=launcher, timeout_s=TIMEOUT_S).check(0)
+    found = json.loads((result.work_dir / "bench.json").read_text())
+    assert list(found["rows"]) == KEYS
+    assert found["environment"]["quick"] is True
+    assert "MPI" in found["environment"]["mpi"]
+    for key, row in found["rows"].items():
+        assert row["n_ranks"] == int(key.rpartition("/")[2])
+        assert ("raw" in row) == (key in HAVE_RAW)
+        assert set(row["samples"]) == {"ours", *row["ratio"]}
+        assert set(row["samples"]) <= set(row)
+        for values in row["samples"].values():
+            assert len(values) == 5
+            assert all(math.isfinite(value) and value >= 0.0 for value in values)
+        assert (row["met"] is None) == (row["reached"] is None)
+        assert key in result.stdout
+    task = found["rows"]["task/2"]
+    assert set(task["ratio"]) - {"raw"} | set(task["left_out"]) == PEERS
+    assert not IN_ALL_ENVIRONMENTS & set(task["left_out"])
+    for peer in task["left_out"]:
+        assert f"Left out: {peer}, not installed" in result.stdout
+
+
+def test_what_launches_nothing_is_an_error(run_mpi: Launch[Result]) -> None:
+    """A launcher that is not there is one clear error, before anything is measured."""
+    result = run_mpi("", 1, launcher=bench("--quick", "--only", "task", "--mpiexec", "nowhere")).check(2)
+    assert result.stderr.startswith("taskfarm bench: error: --mpiexec 'nowhere'")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_crowd_and_sessions_are_launched(run_mpi: Launch[Result]) -> None:
+    """Rows that start jobs of their own, with more ranks than cores."""
+    launcher = bench("--quick", "--only", "crowd", "--only", "startup_call", "--json", "bench.json")
+    result = run_mpi("", 1, launcher=launcher, timeout_s=TIMEOUT_S).check(0)
+    rows = json.loads((result.work_dir / "bench.json").read_text())["rows"]
+    assert {key: set(row["samples"]) for key, row in rows.items()} == {
+        "startup_call/4": {"ours", "raw"}, "crowd/8": {"ours", "3 ranks"},
+    }  # fmt: skip
+    assert rows["crowd/8"]["reached"] == rows["crowd/8"]["ratio"]["3 ranks"]
