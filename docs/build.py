@@ -88,7 +88,7 @@ class Block:
 
 def pages() -> list[Path]:
     """Return every page."""
-    return [page for folder in (".", "docs", "examples") for page in sorted((ROOT / folder).glob("*.md"))]
+    return [page for folder in (".", "docs", "examples", "benchmarks") for page in sorted((ROOT / folder).glob("*.md"))]
 
 
 def page_name(page: Path) -> str:

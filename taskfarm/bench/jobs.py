@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from taskfarm.bench.environment import describe
+from taskfarm.bench.launcher import end_job, run_words
 from taskfarm.bench.measure import Row, Setting, measure
 from taskfarm.bench.rows import all_rows
-from taskfarm.bench.rows.launching import run_words
 from taskfarm.errors import UsageError
 from taskfarm.runtime.launch import Situation, plan_launch
 from taskfarm.runtime.surroundings import usable_cores
@@ -25,7 +24,6 @@ from taskfarm.runtime.surroundings import usable_cores
 __all__ = ["Request", "chosen_rows", "measure_all"]
 
 JOB_TIMEOUT_S = 1200.0  # a job of a full run lasts some minutes
-_GRACE_S = 5.0  # launchers end their ranks within a second or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +111,10 @@ def _run_job(n_ranks: int, request: Request, cpus: Sequence[int]) -> tuple[dict[
         try:
             status = process.wait(JOB_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            _end(process)
+            end_job(process)
             status = -1
         except BaseException:
-            _end(process)
+            end_job(process)
             raise
         found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
     if status == 0:
@@ -124,16 +122,6 @@ def _run_job(n_ranks: int, request: Request, cpus: Sequence[int]) -> tuple[dict[
     next_row = names[len(found.get("rows", {}))] if len(found.get("rows", {})) < len(names) else "its end"
     reason = f"did not end in {JOB_TIMEOUT_S:g} s" if status == -1 else f"failed, status {status}"
     return found, f"the job with {n_ranks} ranks {reason}, at {next_row}"
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the launcher to end its job, and kill it where it does not."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _say(text: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "RATE",
     "RAW",
     "US",
+    "ContenderLost",
     "Contenders",
     "Row",
     "Setting",
@@ -40,6 +41,10 @@ _GROWTH = 10  # of the repetitions per step while their number is sought
 # Returns the seconds that so many repetitions take; in units that count nothing, the value itself.
 Contender = Callable[[int], float]
 Contenders = Mapping[str, Contender]
+
+
+class ContenderLost(Exception):
+    """Raised by a contender that cannot go on; the row is measured without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,17 +212,34 @@ def measure(row: Row, setting: Setting) -> dict[str, Any]:
         that the target judges, None where there is no target or its contender is left out; ``met``: the judgement.
     """
     with setting.cleanup:
-        contenders = row.contenders(setting)
-        repeated = {name: _repetitions(row, contender, setting) for name, contender in contenders.items()}
+        contenders = dict(row.contenders(setting))
+        repeated: dict[str, int] = {}
+        for name in tuple(contenders):
+            with _losing(name, contenders, setting):
+                repeated[name] = _repetitions(row, contenders[name], setting)
         samples: dict[str, list[float]] = {name: [] for name in contenders}
         for index in range(setting.rounds(row.rounds)):
-            names = list(contenders)
-            for name in names if index % 2 == 0 else reversed(names):
-                n = repeated[name]
-                if n >= _WAKE_PART:
-                    contenders[name](n // _WAKE_PART)
-                samples[name].append(row.unit.value(contenders[name](n), n))
-    return _summary(row, setting, samples) | {"repetitions": repeated}
+            for name in tuple(contenders) if index % 2 == 0 else reversed(tuple(contenders)):
+                with _losing(name, contenders, setting):
+                    samples[name].append(_sample(row.unit, contenders[name], repeated[name]))
+    kept = {name: samples[name] for name in contenders}
+    return _summary(row, setting, kept) | {"repetitions": {name: repeated[name] for name in contenders}}
+
+
+@contextmanager
+def _losing(name: str, contenders: dict[str, Contender], setting: Setting) -> Iterator[None]:
+    """Take a contender that is lost out of the row, and note why."""
+    try:
+        yield
+    except ContenderLost as exc:
+        del contenders[name]
+        setting.left_out[name] = str(exc)
+
+
+def _sample(unit: Unit, contender: Contender, n: int) -> float:
+    if n >= _WAKE_PART:
+        contender(n // _WAKE_PART)
+    return unit.value(contender(n), n)
 
 
 def _repetitions(row: Row, contender: Contender, setting: Setting) -> int:

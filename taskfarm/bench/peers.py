@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from typing import IO, Any
 
 from taskfarm.bench.common import comm, meet, on_all_ranks
 from taskfarm.bench.functions import noop
-from taskfarm.bench.measure import Contenders, Setting
+from taskfarm.bench.measure import ContenderLost, Contenders, Setting
 from taskfarm.bench.pools import POOLS
 from taskfarm.bench.works import NOOP, work_seconds
 
@@ -24,8 +26,9 @@ __all__ = ["PoolProcess", "contenders", "outside_mpi"]
 _NOT_INSTALLED = "not installed (pip install 'taskfarm[bench]')"
 
 # What launchers set for their ranks: a process that finds it may take itself for one.
-_LAUNCHER_PREFIXES = ("PMI", "OMPI_", "PRTE_", "MPI", "HYDRA", "I_MPI_", "TASKFARM_")
+_LAUNCHER_PREFIXES = ("PMI", "OMPI_", "PRTE_", "MPI", "HYDRA", "I_MPI_")
 
+_ANSWER_S = 120.0  # a sample lasts a second at most; a pool may take long to start its workers
 _END_S = 20.0  # dask takes some seconds to stop
 
 
@@ -41,8 +44,12 @@ def contenders(setting: Setting, work: str) -> Contenders:
         if find_spec(module) is None:
             setting.left_out[name] = _NOT_INSTALLED
         else:
-            process = setting.cleanup.enter_context(PoolProcess(name, setting))
-            found[name] = partial(process.seconds, work)
+            try:
+                process = setting.cleanup.enter_context(PoolProcess(name, setting))
+            except ContenderLost as exc:
+                setting.left_out[name] = str(exc)
+            else:
+                found[name] = partial(process.seconds, work)
     return found
 
 
@@ -103,7 +110,6 @@ class PoolProcess:
     """A process without MPI that holds a pool; it sleeps while it is not asked."""
 
     def __init__(self, name: str, setting: Setting) -> None:
-        self._name = name
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         command = [sys.executable, "-m", "taskfarm.bench.pools", name, str(max(setting.n_ranks - 1, 1))]
         self._process = subprocess.Popen(
@@ -114,6 +120,7 @@ class PoolProcess:
             stderr=self._errors,
             text=True,
             bufsize=1,
+            start_new_session=True,  # so that what it leaves can be found and killed
         )
 
     def __enter__(self) -> PoolProcess:
@@ -128,19 +135,27 @@ class PoolProcess:
 
         Raises
         ------
-        RuntimeError
-            If the process ended; the message holds the last of what it said.
+        ContenderLost
+            If the process ended, or does not answer; the message holds the last of what it said.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         answer = ""
         try:
             self._process.stdin.write(json.dumps([work, n]) + "\n")
+            ready, _, _ = select.select([self._process.stdout], [], [], _ANSWER_S)
+            if not ready:
+                self._kill()
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             pass  # it has ended: explained below
         if not answer:
-            raise RuntimeError(f"the process of {self._name} ended:\n{self._close()}")
+            said = self._close().strip().splitlines()
+            raise ContenderLost(f"its process ended or did not answer: {said[-1] if said else 'it said nothing'}")
         return float(json.loads(answer))
+
+    def _kill(self) -> None:
+        """Kill the process, which has not been waited for, and its workers."""
+        os.killpg(self._process.pid, signal.SIGKILL)
 
     def _close(self) -> str:
         """End the process and return the end of what it wrote to its error stream."""
@@ -149,7 +164,7 @@ class PoolProcess:
         try:
             self._process.communicate(timeout=_END_S)  # closes its input, by which it ends
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.communicate()
         with self._errors:
             self._errors.seek(0)

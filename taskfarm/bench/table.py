@@ -23,8 +23,8 @@ def format_tables(found: Mapping[str, Any]) -> str:
         parts.append(
             "How many times faster than ... (below 1: slower); its own figure in brackets:\n" + _peer_table(rows)
         )
-    left_out = {peer: reason for row in rows.values() for peer, reason in row["left_out"].items()}
-    parts += ["\n".join(f"Left out: {peer}, {reason}" for peer, reason in left_out.items())] if left_out else []
+    left_out = _left_out(rows)
+    parts += ["\n".join(left_out)] if left_out else []
     met = [row["met"] for row in rows.values() if row["met"] is not None]
     parts += [f"Targets met: {sum(met)} of {len(met)}"] if met else []
     return "\n\n".join(parts)
@@ -87,6 +87,15 @@ def _peer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         lines.append([name, row["unit"], format_number(row[OURS]), *cells])
     return _align(lines, left=(0, 1))
+
+
+def _left_out(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line per contender and reason."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, row in rows.items():
+        for left_out in row["left_out"].items():
+            names.setdefault(left_out, []).append(name)
+    return [f"Left out of {', '.join(rows)}: {peer}, {reason}" for (peer, reason), rows in names.items()]
 
 
 def _align(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:

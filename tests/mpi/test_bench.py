@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from harness import Launch, Result
+from harness import Job, Launch, Result
 
 TIMEOUT_S = 240  # about 20 s; an environment that was just made compiles numpy and matplotlib first
 ROWS = ("task", "call_noop", "message_1kB", "array_1MB_call", "buffer_1MB_gather", "startup", "peak_call_worker")
@@ -56,7 +59,19 @@ def test_rows_are_measured_side_by_side(run_mpi: Launch[Result], words: list[str
     assert set(task["ratio"]) - {"raw"} | set(task["left_out"]) == PEERS
     assert not IN_ALL_ENVIRONMENTS & set(task["left_out"])
     for peer in task["left_out"]:
-        assert f"Left out: {peer}, not installed" in result.stdout
+        assert f"Left out of task/2: {peer}, not installed" in result.stdout
+
+
+def test_an_interrupt_ends_everything(start_mpi: Launch[Job]) -> None:
+    """^C ends the job and the pools beside it, and is the exit status."""
+    job = start_mpi("", 1, launcher=bench("--only", "task"))
+    deadline = time.monotonic() + 60.0
+    while not any("taskfarm.bench.pools mp.Pool" in command for command in job.processes().values()):
+        assert time.monotonic() < deadline, job.processes()
+        time.sleep(0.05)
+    os.kill(job.launcher_pid, signal.SIGINT)
+    result = job.finish(timeout_s=30.0).check(130)
+    assert "Traceback" not in result.stderr
 
 
 def test_what_launches_nothing_is_an_error(run_mpi: Launch[Result]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from taskfarm.bench import jobs, peers, pools
-from taskfarm.bench.measure import OURS, PEERS, RAW, Contenders, Row, Setting, Target, Unit, measure
+from taskfarm.bench.measure import OURS, PEERS, RAW, ContenderLost, Contenders, Row, Setting, Target, Unit, measure
 from taskfarm.bench.rows import RANKS, all_rows, launching, worker_numbers
 from taskfarm.bench.works import ECHO, NOOP, NOOPS
 from taskfarm.cli import bench, main
@@ -249,7 +249,7 @@ def test_a_job_runs_on_the_cores_that_are_named() -> None:
 def test_pools_find_no_trace_of_the_job() -> None:
     """A process that found a launcher's variables might take itself for a rank."""
     ours = {"PATH": "/bin", "HOME": "/", "OMP_NUM_THREADS": "1", "PYTHONPATH": "x"}
-    job = {"PMI_RANK": "0", "PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "MPI4PY_RC": "x", "TASKFARM_SPIN": "1"}
+    job = {"PMI_RANK": "0", "PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "MPI4PY_RC": "x"}
     assert peers.outside_mpi(ours | job) == ours
 
 
@@ -269,10 +269,23 @@ def test_pools_do_their_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_pool_that_fails_is_explained() -> None:
-    """The error holds what the process said at its end."""
-    with pytest.raises(RuntimeError, match=r"process of no such pool ended:\n(.*\n)*KeyError: 'no such pool'"):
-        peers.PoolProcess("no such pool", Setting(2)).__enter__()
+def test_a_pool_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row goes on without it, and holds what the process said at its end."""
+    monkeypatch.setattr(peers, "find_spec", lambda name: True if name == "multiprocessing" else None)
+    monkeypatch.setattr(peers, "POOLS", {"no such pool": pools.POOLS["mp.Pool"]})
+    setting = Setting(2)
+    assert peers.contenders(setting, NOOP) == {}
+    assert setting.left_out["no such pool"].endswith("KeyError: 'no such pool'")
+
+
+def test_a_pool_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process does not keep the others waiting, and does not stay."""
+    monkeypatch.setattr(peers, "_ANSWER_S", 0.0)
+    process = peers.PoolProcess("mp.Pool", Setting(2))
+    with pytest.raises(ContenderLost, match="did not answer"):
+        process.seconds(NOOP, 1)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process._process.pid, 0)
 
 
 def test_peers_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

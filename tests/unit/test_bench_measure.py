@@ -14,6 +14,7 @@ from taskfarm.bench.measure import (
     RATE,
     RAW,
     US,
+    ContenderLost,
     Contenders,
     Row,
     Setting,
@@ -152,6 +153,24 @@ def test_a_row_without_target_is_not_judged() -> None:
     """Rows that only inform have no verdict."""
     found = measure(row({OURS: lambda n: 4.0}, rounds=5), Setting(2))
     assert [found[name] for name in ("target", "limit", "against", "plus", "reached", "met")] == [None] * 6
+
+
+@pytest.mark.parametrize("n_good", [0, 1, 3])
+def test_a_contender_that_is_lost_is_left_out(n_good: int) -> None:
+    """The others are measured to the end, and the reason is kept."""
+    rest = iter(range(n_good))
+
+    def breaks(n: int) -> float:
+        if next(rest, None) is None:
+            raise ContenderLost("its process ended")
+        return 1.0
+
+    setting = Setting(2)
+    found = measure(row({OURS: lambda n: 4.0, RAW: lambda n: 2.0, "peer": breaks}, rounds=5), setting)
+    assert found["samples"] == {OURS: [4.0] * 5, RAW: [2.0] * 5}
+    assert (found["ratio"], found["left_out"]) == ({RAW: 2.0}, {"peer": "its process ended"})
+    assert set(found["repetitions"]) == {OURS, RAW}
+    assert "peer" not in found
 
 
 def test_what_a_row_leaves_is_closed_even_if_it_fails() -> None:

@@ -71,7 +71,7 @@ def test_the_peer_table_says_how_many_times_faster(found: dict[str, Any]) -> Non
 def test_what_is_missing_is_said(found: dict[str, Any]) -> None:
     """A peer that is not installed is named; so is the number of targets that are met."""
     text = format_tables(found)
-    assert "Left out: joblib, not installed" in text
+    assert "Left out of call_noop/4: joblib, not installed" in text
     assert text.splitlines()[-1] == "Targets met: 3 of 6"
     assert "mpi MPICH 5.0.2" in text.splitlines()[0]
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from taskfarm.bench.launcher import end_job, run_words
 from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 from taskfarm.runtime.launch import LaunchPlan, Situation, plan_launch
 
-__all__ = ["crowded_rate", "first_line", "first_session", "run_words"]
+__all__ = ["crowded_rate", "first_line", "first_session"]
 
 _JOB_S = 120.0  # these jobs take about a second
 _CROWD_CORES = 2
@@ -34,12 +34,6 @@ _FIRST_SESSION = (
 _FIRST_SESSION += repr(_PRINT_TIME) + ")\n    objects.quit()\n"
 _RAW_LINE = "from mpi4py import MPI\n" + _PRINT_TIME
 _RAW_MEETING = "from mpi4py import MPI\nMPI.COMM_WORLD.Barrier()\n" + _PRINT_TIME
-
-
-def run_words(n_ranks: int, mpiexec: str | None, program: Sequence[str]) -> list[str]:
-    """Return the command that runs `program` on `n_ranks` ranks."""
-    launcher = [] if mpiexec is None else [f"--mpiexec={mpiexec}"]
-    return [sys.executable, "-m", "taskfarm", "run", "-n", str(n_ranks), *launcher, *program]
 
 
 def first_line(setting: Setting) -> Contenders:
@@ -102,15 +96,19 @@ def _output(command: Sequence[str], added: Mapping[str, str], cpus: Sequence[int
         if cpus:
             os.sched_setaffinity(0, cpus)  # the job inherits it
         process = subprocess.Popen(
-            command, env={**os.environ, **added}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, **added},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
     finally:
         os.sched_setaffinity(0, usual)
     try:
         output, _ = process.communicate(timeout=_JOB_S)
     except BaseException:
-        process.kill()
-        process.communicate()
+        end_job(process)
         raise
     if process.returncode != 0:
         raise RuntimeError(f"status {process.returncode}: {' '.join(command)}")
