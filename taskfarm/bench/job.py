@@ -1,6 +1,6 @@
 """The program of every rank of a job: measures rows, and writes what it found into a file of JSON.
 
-``python -m taskfarm.bench.job RESULT [--quick] [--cpus N,N...] ROW...``. The file is written after each row, so that
+``python -m taskfarm.bench.job RESULT --cores N --cpus N,N... [--quick] ROW...``. The file is written after each row, so that
 what was measured stays if a later row fails.
 """
 
@@ -25,13 +25,14 @@ def _main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("rows", nargs="+")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--cpus", type=lambda text: [int(word) for word in text.split(",")], required=True)
     options = parser.parse_args()
     objects.launch_event_loop()  # only rank 0 goes on
     if objects.rank != 0:
         return
     objects.call(comm)  # made by all ranks together
-    rows = {row.name: row for row in all_rows(len(options.cpus)) if objects.size in row.ranks and not row.launches}
+    rows = {row.name: row for row in all_rows(options.cores) if objects.size in row.ranks and not row.launches}
     found: dict[str, Any] = {}
     for name in options.rows:
         print(f"taskfarm bench: {objects.size} ranks, {name}", file=sys.stderr, flush=True)

@@ -105,7 +105,8 @@ def _run_job(n_ranks: int, request: Request, cpus: Sequence[int]) -> tuple[dict[
     names = [row.name for row, number in request.rows if number == n_ranks and not row.launches]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
-        program = ["-m", "taskfarm.bench.job", str(result), "--cpus", ",".join(str(cpu) for cpu in cpus)]
+        program = ["-m", "taskfarm.bench.job", str(result), "--cores", str(usable_cores())]
+        program += ["--cpus", ",".join(str(cpu) for cpu in cpus)]
         program += ["--quick"] if request.quick else []
         process = subprocess.Popen(run_words(n_ranks, request.mpiexec, [*program, *names]), start_new_session=True)
         try:
