@@ -1,7 +1,7 @@
 """The program of every rank of a job: measures rows, and writes what it found into a file of JSON.
 
-``python -m taskfarm.bench.job RESULT --cores N --cpus N,N... [--quick] ROW...``. The file is written after each row, so that
-what was measured stays if a later row fails.
+``python -m taskfarm.bench.job RESULT --cores N --cpus N,N... [--quick] ROW...``. The file is written after each row,
+so that what was measured stays if a later row fails.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from taskfarm.runtime.surroundings import usable_cores
 __all__ = ["Request", "chosen_rows", "measure_all"]
 
 JOB_TIMEOUT_S = 1200.0  # a job of a full run lasts some minutes
+_TIMED_OUT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,17 @@ def measure_all(request: Request) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, Any] = {}
     failures = []
     for n_ranks in sorted({n_ranks for row, n_ranks in request.rows if not row.launches}):
-        part, failure = _run_job(n_ranks, request, cpus)
-        environment["mpi"] = part.get("mpi", environment["mpi"])
-        found |= {f"{name}/{n_ranks}": row for name, row in part.get("rows", {}).items()}
-        failures += [failure] if failure else []
+        names = [row.name for row, number in request.rows if number == n_ranks and not row.launches]
+        while names:
+            part, failure = _run_job(n_ranks, names, request, cpus)
+            environment["mpi"] = part.get("mpi", environment["mpi"])
+            rows = part.get("rows", {})
+            found |= {f"{name}/{n_ranks}": row for name, row in rows.items()}
+            if failure:
+                place = names[len(rows)] if len(rows) < len(names) else "its end"
+                failures.append(f"{failure}, at {place}")
+            # After a row that fails, the next ones get a job of their own; not if it is the job that fails.
+            names = names[len(rows) + 1 :] if rows else []
     for row, n_ranks in request.rows:
         if row.launches:
             _say(f"{n_ranks} ranks, {row.name}")
@@ -100,9 +108,8 @@ def measure_all(request: Request) -> tuple[dict[str, Any], list[str]]:
     return {"environment": environment, "rows": {key: found[key] for key in order if key in found}}, failures
 
 
-def _run_job(n_ranks: int, request: Request, cpus: Sequence[int]) -> tuple[dict[str, Any], str]:
-    """Measure the rows of one number of ranks; return what was found, even if the job failed, and how it failed."""
-    names = [row.name for row, number in request.rows if number == n_ranks and not row.launches]
+def _run_job(n_ranks: int, names: Sequence[str], request: Request, cpus: Sequence[int]) -> tuple[dict[str, Any], str]:
+    """Measure rows in one job; return what was found, even if the job failed, and how it failed."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         program = ["-m", "taskfarm.bench.job", str(result), "--cores", str(usable_cores())]
@@ -113,16 +120,15 @@ def _run_job(n_ranks: int, request: Request, cpus: Sequence[int]) -> tuple[dict[
             status = process.wait(JOB_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             end_job(process)
-            status = -1
+            status = _TIMED_OUT
         except BaseException:
             end_job(process)
             raise
         found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
     if status == 0:
         return found, ""
-    next_row = names[len(found.get("rows", {}))] if len(found.get("rows", {})) < len(names) else "its end"
-    reason = f"did not end in {JOB_TIMEOUT_S:g} s" if status == -1 else f"failed, status {status}"
-    return found, f"the job with {n_ranks} ranks {reason}, at {next_row}"
+    reason = f"did not end in {JOB_TIMEOUT_S:g} s" if status == _TIMED_OUT else f"failed, status {status}"
+    return found, f"the job with {n_ranks} ranks {reason}"
 
 
 def _say(text: str) -> None:

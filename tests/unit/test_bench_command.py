@@ -182,19 +182,20 @@ def test_a_job_that_fails_is_named(
     assert f"at {row}" in error or not row
 
 
-def test_a_job_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No job outlives its time limit, and what it found until then stays."""
-    monkeypatch.setattr(jobs, "JOB_TIMEOUT_S", 0.3)
+def test_a_row_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job outlives its time limit, what it found until then stays, and the rows behind get another job."""
+    monkeypatch.setattr(jobs, "JOB_TIMEOUT_S", 1.0)
     monkeypatch.setattr(jobs, "plan_launch", lambda *words: PLAN)
 
     def words(n_ranks: int, mpiexec: str | None, program: list[str]) -> list[str]:
-        write = f'open({program[2]!r}, \'w\').write(\'{{"mpi": "X", "rows": {{"task": {{}}}}}}\')'
-        return [sys.executable, "-c", f"import time; {write}; time.sleep(60)"]
+        found = json.dumps({"mpi": "X", "rows": {program[-3]: {}} if program[-3] == "task" else {program[-1]: {}}})
+        sleep = 60 if program[-3] == "task" else 0
+        return [sys.executable, "-c", f"import time; open({program[2]!r}, 'w').write({found!r}); time.sleep({sleep})"]
 
     monkeypatch.setattr(jobs, "run_words", words)
-    found, failures = jobs.measure_all(jobs.Request(jobs.chosen_rows(["task", "message_0B"], [], 2)))
-    assert found["rows"] == {"task/2": {}}
-    assert failures == ["the job with 2 ranks did not end in 0.3 s, at message_0B"]
+    found, failures = jobs.measure_all(jobs.Request(jobs.chosen_rows(["task", "message_0B", "message_1kB"], [], 2)))
+    assert found["rows"] == {"task/2": {}, "message_1kB/2": {}}
+    assert failures == ["the job with 2 ranks did not end in 1 s, at message_0B"]
 
 
 def test_a_launching_row_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
