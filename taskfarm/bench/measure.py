@@ -254,11 +254,14 @@ def _repetitions(row: Row, contender: Contender, setting: Setting) -> int:
 def repetitions(contender: Contender, sample_s: float) -> int:
     """Return how many repetitions last about `sample_s`, at least 1; leaves the contender warm."""
     contender(1)  # the first use of a path: connections, page faults, imports
-    n, seconds = 1, contender(1)
-    while seconds < sample_s / _GROWTH and n < MAX_REPETITIONS:
-        n *= _GROWTH
+    n = 1
+    while True:
         seconds = contender(n)
-    return min(max(round(n * sample_s / max(seconds, 1e-9)), 1), MAX_REPETITIONS)
+        if seconds < sample_s:
+            seconds = min(seconds, contender(n))  # a disturbed time must not make all samples short
+        if seconds >= sample_s / _GROWTH or n >= MAX_REPETITIONS:
+            return min(max(round(n * sample_s / max(seconds, 1e-9)), 1), MAX_REPETITIONS)
+        n *= _GROWTH
 
 
 def _summary(row: Row, setting: Setting, samples: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -60,7 +60,13 @@ def test_repetitions_fill_a_sample(cost_s: float, n: int) -> None:
 
 def test_repetitions_do_not_count_the_first_use() -> None:
     """A slow start does not make samples short."""
-    costs = iter([5.0, *[1e-3] * 3])
+    costs = iter([5.0, *[1e-3] * 4])
+    assert repetitions(lambda n: n * next(costs), 0.1) == 100
+
+
+def test_repetitions_do_not_count_a_disturbance() -> None:
+    """A time that another job made long does not make samples short."""
+    costs = iter([1e-3, 1e-3, 1e-3, 9e-3, 1e-3])
     assert repetitions(lambda n: n * next(costs), 0.1) == 100
 
 
