@@ -30,7 +30,7 @@ OURS = "ours"
 RAW = "raw"  # mpi4py without anything of ours
 PEERS = ("schwimmbad", "mpi4py.futures", "ProcessPoolExecutor", "mp.Pool", "joblib", "dask")
 
-N_ROUNDS = 15  # many short ones rather than few long ones: other jobs disturb some of them, the median stands
+N_ROUNDS = 11  # many short ones rather than few long ones: other jobs disturb some of them, the median stands
 N_ROUNDS_QUICK = 5
 SAMPLE_S = 0.1  # a sample lasts about that long: a thousand times the clock's resolution, a few time slices
 SAMPLE_QUICK_S = 0.03

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 from taskfarm.bench import jobs
 from taskfarm.bench.measure import Row
@@ -20,7 +23,7 @@ from taskfarm.runtime.surroundings import expected_world_size, usable_cores
 __all__ = ["execute"]
 
 _FAILED = 1
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -41,10 +44,8 @@ def execute(options: argparse.Namespace) -> int:
     json_path, plot_path = _output("--json", options.json), _output("--plot", options.plot)
     if plot_path is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; install it with: pip install 'taskfarm[bench]'")
-    try:
+    with _ending_jobs():
         found, failures = jobs.measure_all(jobs.Request(rows, options.quick, options.mpiexec))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     print(format_tables(found))
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=1) + "\n")
@@ -55,6 +56,24 @@ def execute(options: argparse.Namespace) -> int:
     for failure in failures:
         print(f"taskfarm bench: error: {failure}", file=sys.stderr)
     return _FAILED if failures else 0
+
+
+@contextmanager
+def _ending_jobs() -> Iterator[None]:
+    """Let signals that end this process raise instead, so that jobs, which have sessions of their own, are ended, too.
+
+    The status is the one that a shell reports for the signal.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    usual = {number: signal.signal(number, leave) for number in _ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def _output(option: str, name: str | None) -> Path | None:

@@ -62,15 +62,16 @@ def test_rows_are_measured_side_by_side(run_mpi: Launch[Result], words: list[str
         assert f"Left out of task/2: {peer}, not installed" in result.stdout
 
 
-def test_an_interrupt_ends_everything(start_mpi: Launch[Job]) -> None:
-    """^C ends the job and the pools beside it, and is the exit status."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything(start_mpi: Launch[Job], number: signal.Signals) -> None:
+    """^C and `kill` end the job and the pools beside it, and are the exit status."""
     job = start_mpi("", 1, launcher=bench("--only", "task"))
     deadline = time.monotonic() + 60.0
     while not any("taskfarm.bench.pools mp.Pool" in command for command in job.processes().values()):
         assert time.monotonic() < deadline, job.processes()
         time.sleep(0.05)
-    os.kill(job.launcher_pid, signal.SIGINT)
-    result = job.finish(timeout_s=30.0).check(130)
+    os.kill(job.launcher_pid, number)
+    result = job.finish(timeout_s=30.0).check(128 + number)
     assert "Traceback" not in result.stderr
 
 

@@ -113,7 +113,7 @@ def test_quick_has_fewer_rounds_but_five() -> None:
     """Five rounds are the least that give a median and a spread."""
     assert N_ROUNDS_QUICK == 5
     setting = Setting(2, quick=True)
-    assert [setting.rounds(n) for n in (15, 7, 5, 1)] == [5, 5, 5, 1]
+    assert [setting.rounds(n) for n in (11, 7, 5, 1)] == [5, 5, 5, 1]
     assert setting.sample_s < Setting(2).sample_s
 
 
