@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 __all__ = [
@@ -35,6 +36,8 @@ N_ROUNDS_QUICK = 5
 SAMPLE_S = 0.1  # a sample lasts about that long: a thousand times the clock's resolution, a few time slices
 SAMPLE_QUICK_S = 0.03
 MAX_REPETITIONS = 10**6
+ROW_S = 30.0  # on an undisturbed machine no row needs as much for its rounds, but those of five
+_TOO_LONG = 3  # times as long as a sample should be
 _WAKE_PART = 20  # so much of a sample comes before it: ranks and processes that slept meanwhile wake up
 _GROWTH = 10  # of the repetitions per step while their number is sought
 
@@ -198,8 +201,10 @@ class Row:
     least: int = 1
 
 
-def measure(row: Row, setting: Setting) -> dict[str, Any]:
+def measure(row: Row, setting: Setting, clock: Callable[[], float] = perf_counter) -> dict[str, Any]:
     """Measure one row; return what goes into the JSON file.
+
+    After five rounds it ends when `ROW_S` have passed on `clock`.
 
     Returns
     -------
@@ -207,48 +212,61 @@ def measure(row: Row, setting: Setting) -> dict[str, Any]:
         ``ours``, ``raw`` and further contenders by name: medians in ``unit``; ``ratio``: by contender, the median over
         the rounds of ours / contender; ``best``: by contender, the best round of ours / its best round, which is what
         remains where other jobs disturb most rounds; ``spread``: smallest and largest of each; ``samples``: all of
-        them, in the order of the rounds; ``repetitions``: in each sample; ``left_out``: contenders that did not take
+        them, in the order of the rounds; ``repetitions``: in the last sample; ``left_out``: contenders that took no
         part, and why; ``limit``, ``against``, ``plus``: the target, None where there is none; ``reached``: the median
         that the target judges, None where there is no target or its contender is left out; ``met``: the judgement.
     """
     with setting.cleanup:
-        contenders = dict(row.contenders(setting))
-        repeated: dict[str, int] = {}
-        for name in tuple(contenders):
-            with _losing(name, contenders, setting):
-                repeated[name] = _repetitions(row, contenders[name], setting)
-        samples: dict[str, list[float]] = {name: [] for name in contenders}
+        turns = {name: _Turn(contender, row, setting) for name, contender in row.contenders(setting).items()}
+        for name in tuple(turns):
+            with _losing(name, turns, setting):
+                turns[name].prepare()
+        start = clock()
         for index in range(setting.rounds(row.rounds)):
-            for name in tuple(contenders) if index % 2 == 0 else reversed(tuple(contenders)):
-                with _losing(name, contenders, setting):
-                    samples[name].append(_sample(row.unit, contenders[name], repeated[name]))
-    kept = {name: samples[name] for name in contenders}
-    return _summary(row, setting, kept) | {"repetitions": {name: repeated[name] for name in contenders}}
+            if index >= N_ROUNDS_QUICK and clock() - start > ROW_S:
+                break
+            for name in tuple(turns) if index % 2 == 0 else reversed(tuple(turns)):
+                with _losing(name, turns, setting):
+                    turns[name].take()
+    repeated = {name: turn.n for name, turn in turns.items()}
+    return _summary(row, setting, {name: turn.samples for name, turn in turns.items()}) | {"repetitions": repeated}
+
+
+class _Turn:
+    """A contender of a row: how often it repeats, and its samples."""
+
+    def __init__(self, contender: Contender, row: Row, setting: Setting) -> None:
+        self._contender = contender
+        self._row = row
+        self._sample_s = setting.sample_s
+        self.n = 1
+        self.samples: list[float] = []
+
+    def prepare(self) -> None:
+        """Find the repetitions; the contender is warm afterwards, unless the row has a single round."""
+        if self._row.unit.repeats:
+            self.n = max(repetitions(self._contender, self._sample_s), self._row.least)
+        elif self._row.rounds > 1:
+            self._contender(1)
+
+    def take(self) -> None:
+        """Take a sample. Where the machine has become slower since `prepare`, the next one is shorter."""
+        if self.n >= _WAKE_PART:
+            self._contender(self.n // _WAKE_PART)
+        measured = self._contender(self.n)
+        self.samples.append(self._row.unit.value(measured, self.n))
+        if self._row.unit.repeats and measured > _TOO_LONG * self._sample_s:
+            self.n = max(round(self.n * self._sample_s / measured), self._row.least)
 
 
 @contextmanager
-def _losing(name: str, contenders: dict[str, Contender], setting: Setting) -> Iterator[None]:
+def _losing(name: str, turns: dict[str, _Turn], setting: Setting) -> Iterator[None]:
     """Take a contender that is lost out of the row, and note why."""
     try:
         yield
     except ContenderLost as exc:
-        del contenders[name]
+        del turns[name]
         setting.left_out[name] = str(exc)
-
-
-def _sample(unit: Unit, contender: Contender, n: int) -> float:
-    if n >= _WAKE_PART:
-        contender(n // _WAKE_PART)
-    return unit.value(contender(n), n)
-
-
-def _repetitions(row: Row, contender: Contender, setting: Setting) -> int:
-    """Return the repetitions of a sample; the contender is warm afterwards, unless the row has a single round."""
-    if row.unit.repeats:
-        return max(repetitions(contender, setting.sample_s), row.least)
-    if row.rounds > 1:
-        contender(1)
-    return 1
 
 
 def repetitions(contender: Contender, sample_s: float) -> int:

@@ -102,6 +102,35 @@ def test_samples_begin_awake() -> None:
     assert asked[-6:] == [5, 100] * 3
 
 
+def test_samples_become_shorter_where_the_machine_becomes_slower() -> None:
+    """What was found on a quiet machine does not make a run endless on a busy one; ratios are per repetition anyway."""
+    costs = iter([1e-3] * 5 + [20e-3] * 4)
+    asked: list[int] = []
+
+    def contender(n: int) -> float:
+        asked.append(n)
+        return n * next(costs)
+
+    found = measure(row({OURS: contender}, unit=MS, rounds=3), Setting(2))
+    assert asked == [1, 1, 1, 10, 10, 5, 100, 5, 5]
+    assert found["samples"][OURS] == pytest.approx([20.0] * 3)
+    assert found["repetitions"] == {OURS: 5}
+
+
+@pytest.mark.parametrize(("round_s", "n"), [(1.0, 11), (4.0, 8), (100.0, 5)])
+def test_a_row_ends_in_time_but_not_before_five_rounds(round_s: float, n: int) -> None:
+    """Eleven rounds where there is time for them."""
+    n_rounds = 0
+
+    def contender(_: int) -> float:
+        nonlocal n_rounds
+        n_rounds += 1
+        return 1.0
+
+    found = measure(row({OURS: contender}, rounds=11), Setting(2), lambda: n_rounds * round_s)
+    assert len(found["samples"][OURS]) == n
+
+
 def test_a_single_round_is_cold() -> None:
     """What is measured once is not measured before."""
     log: list[str] = []
