@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from taskfarm.bench import plot
 from taskfarm.bench.measure import MS, OURS, PEERS, RATE, RAW, Contenders, Row, Setting, Target, Unit, measure
 from taskfarm.bench.table import faster_than, format_number, format_tables, reference
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ENVIRONMENT = {
     "date": "2026-11-20T10:00:00+00:00", "quick": True, "mpi": "MPICH 5.0.2", "taskfarm": "0.1.0", "mpi4py": "4.1.2",
@@ -96,6 +101,21 @@ def test_references(found: dict[str, Any]) -> None:
     assert [reference(rows[name]) for name in names] == ["raw", "schwimmbad", "", "3 ranks", "raw"]
     assert faster_than(rows["task/2"], "dask") == 10.0
     assert faster_than(rows["noop_tasks/2"], RAW) == 0.5
+
+
+def test_recorded_results_become_a_page(found: dict[str, Any], tmp_path: Path) -> None:
+    """A column per file; what misses its target is bold; peers are compared per file."""
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps(found))
+    words = [sys.executable, str(REPOSITORY / "benchmarks" / "markdown.py"), "a.json", "b.json"]
+    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "| row / ranks | against | target | MPICH 5.0.2 | MPICH 5.0.2 |", done.stderr
+    assert lines[2] == "| `task/2` | raw | <= 6 x raw | 2 (2..2) | 2 (2..2) |"
+    assert lines[3].endswith("| **0.2** (0.2..0.2) | **0.2** (0.2..0.2) |")
+    assert "| `idle/2` |  | <= 0.5 | 0.125 % CPU (0.125..0.125) | 0.125 % CPU (0.125..0.125) |" in lines
+    assert lines[-2:] == ["| task/2 | 0.25 / 0.25 | 10 / 10 |", "| noop_tasks/2 | 0.2 / 0.2 |  |"]
 
 
 # The picture
