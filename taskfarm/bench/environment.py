@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -10,13 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe"]
+__all__ = ["busy_share", "cpu_times", "describe", "read_cpu_times"]
 
 _PACKAGES = ("taskfarm", "mpi4py", "numpy", "cloudpickle")
 _PEER_PACKAGES = ("schwimmbad", "joblib", "distributed")
 
 
-def describe(cpus: Sequence[int], n_cores: int, quick: bool, mpi: str) -> dict[str, Any]:
+def describe(cpus: Sequence[int], n_cores: int, quick: bool, mpi: str, busy: float) -> dict[str, Any]:
     """Return what the JSON file says of the machine and of what is installed.
 
     Parameters
@@ -29,6 +28,8 @@ def describe(cpus: Sequence[int], n_cores: int, quick: bool, mpi: str) -> dict[s
         Whether the samples were few and short.
     mpi : str
         The MPI library.
+    busy : float
+        The part of the cores that others kept busy just before.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -41,8 +42,29 @@ def describe(cpus: Sequence[int], n_cores: int, quick: bool, mpi: str) -> dict[s
         "system": f"{platform.system()} {platform.release()}",
         "cores": n_cores,
         "cpus": list(cpus),
-        "load": os.getloadavg()[0],
+        "busy_before": round(busy, 3),
     }
+
+
+def read_cpu_times() -> tuple[float, float]:
+    """Return the busy and the whole CPU time of the machine since its start, in clock ticks; zeros where not told."""
+    try:
+        return cpu_times(Path("/proc/stat").read_text())
+    except OSError:
+        return 0.0, 0.0
+
+
+def cpu_times(stat: str) -> tuple[float, float]:
+    """Return busy and whole time of the text of ``/proc/stat``: all cores together; waiting for a disk is not busy."""
+    user, nice, system, idle, disk, *rest = (float(word) for word in stat.split("\n", 1)[0].split()[1:9])
+    busy = user + nice + system + sum(rest)
+    return busy, busy + idle + disk
+
+
+def busy_share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return the part of the cores that was busy between two `read_cpu_times`."""
+    whole = after[1] - before[1]
+    return (after[0] - before[0]) / whole if whole > 0 else 0.0
 
 
 def _version(name: str) -> str:

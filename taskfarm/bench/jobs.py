@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from taskfarm.bench.environment import describe
+from taskfarm.bench.environment import busy_share, describe, read_cpu_times
 from taskfarm.bench.launcher import end_job, run_words
 from taskfarm.bench.measure import Row, Setting, measure
 from taskfarm.bench.rows import all_rows
@@ -25,6 +26,7 @@ __all__ = ["Request", "chosen_rows", "measure_all"]
 
 JOB_TIMEOUT_S = 1200.0  # a job of a full run lasts some minutes
 _TIMED_OUT = -1
+_LOOK_S = 0.5  # at what the machine does before anything is measured: fifty clock ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,10 @@ def measure_all(request: Request) -> tuple[dict[str, Any], list[str]]:
     """
     cpus = sorted(os.sched_getaffinity(0))
     plan = plan_launch(["-c", ""], 2, request.mpiexec, Situation.here())
-    environment = describe(cpus, usable_cores(), request.quick, plan.library.describe())
+    before = read_cpu_times()
+    time.sleep(_LOOK_S)
+    busy = busy_share(before, read_cpu_times())
+    environment = describe(cpus, usable_cores(), request.quick, plan.library.describe(), busy)
     found: dict[str, Any] = {}
     failures = []
     for n_ranks in sorted({n_ranks for row, n_ranks in request.rows if not row.launches}):

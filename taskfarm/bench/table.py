@@ -9,6 +9,7 @@ from taskfarm.bench.measure import OURS, PEERS, RAW
 
 __all__ = ["faster_than", "format_number", "format_tables", "reference"]
 
+BUSY = 0.1  # of the cores: more than what a desktop does beside
 _MARK = {True: "yes", False: "NO", None: "-"}
 _NOT_SHOWN = ("cpus", "peers")  # of the environment
 
@@ -17,6 +18,12 @@ def format_tables(found: Mapping[str, Any]) -> str:
     """Return what the JSON file holds as text: where it was measured, ours against raw and targets, and the peers."""
     rows = found["rows"]
     parts = [_environment(found["environment"])]
+    busy = found["environment"].get("busy_before", 0.0)
+    if busy > BUSY:
+        parts.append(
+            f"Other jobs kept {busy:.0%} of the cores busy before the run: figures scatter, and rows that wait suffer "
+            "most. Repeat it on an idle machine."
+        )
     if rows:
         parts.append(_own_table(rows))
     if any(peer in row["ratio"] for row in rows.values() for peer in PEERS):

@@ -46,13 +46,13 @@ def execute(options: argparse.Namespace) -> int:
         raise UsageError("--plot needs matplotlib; install it with: pip install 'taskfarm[bench]'")
     with _ending_jobs():
         found, failures = jobs.measure_all(jobs.Request(rows, options.quick, options.mpiexec))
-    print(format_tables(found))
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=1) + "\n")
     if plot_path is not None and found["rows"]:
         from taskfarm.bench.plot import save_plot
 
         save_plot(found, plot_path)
+    print(format_tables(found))
     for failure in failures:
         print(f"taskfarm bench: error: {failure}", file=sys.stderr)
     return _FAILED if failures else 0

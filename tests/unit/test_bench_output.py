@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from taskfarm.bench import plot
+from taskfarm.bench.environment import busy_share, cpu_times, read_cpu_times
 from taskfarm.bench.measure import MS, OURS, PEERS, RATE, RAW, Contenders, Row, Setting, Target, Unit, measure
 from taskfarm.bench.table import faster_than, format_number, format_tables, reference
 
@@ -19,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ENVIRONMENT = {
     "date": "2026-11-20T10:00:00+00:00", "quick": True, "mpi": "MPICH 5.0.2", "taskfarm": "0.1.0", "mpi4py": "4.1.2",
-    "numpy": "2.4.6", "python": "3.11.7", "peers": {"joblib": "1.6"}, "cores": 2, "cpus": [0, 1], "load": 0.25,
+    "numpy": "2.4.6", "python": "3.11.7", "peers": {"joblib": "1.6"}, "cores": 2, "cpus": [0, 1],
 }  # fmt: skip
 
 
@@ -79,6 +80,23 @@ def test_what_is_missing_is_said(found: dict[str, Any]) -> None:
     assert "Left out of call_noop/4: joblib, not installed" in text
     assert text.splitlines()[-1] == "Targets met: 3 of 6"
     assert "mpi MPICH 5.0.2" in text.splitlines()[0]
+
+
+def test_a_busy_machine_is_said(found: dict[str, Any]) -> None:
+    """Who measures beside other jobs reads so above the figures."""
+    busy = {**found, "environment": {**ENVIRONMENT, "busy_before": 0.43}}
+    assert "Other jobs kept 43% of the cores busy" in format_tables(busy).split("\n\n")[1]
+    assert "Other jobs" not in format_tables({**found, "environment": {**ENVIRONMENT, "busy_before": 0.04}})
+
+
+def test_busy_share() -> None:
+    """Between two looks at the machine's clock ticks; waiting for a disk and being idle are not busy."""
+    before = cpu_times("cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1 2\n")
+    assert before == (150.0, 1000.0)
+    assert busy_share(before, cpu_times("cpu  130 10 60 840 60 5 5 0 0 0\n")) == pytest.approx(60 / 110)
+    assert busy_share(before, before) == 0.0
+    busy, whole = read_cpu_times()
+    assert 0.0 <= busy <= whole
 
 
 def test_nothing_measured_is_no_table() -> None:
