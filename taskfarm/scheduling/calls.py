@@ -56,7 +56,7 @@ CALL_TABLE: Table[CallState, CallEvent] = {
 }
 
 
-_RUNNING = CallState.RUNNING  # an attribute of an `Enum` takes 0.07 us in Python 3.11, a global 0.01
+_RUNNING = CallState.RUNNING  # hot path: see `taskfarm.fast`
 _LOCAL_RETURN, _LOCAL_RAISE, _ALL_DONE = CallEvent.LOCAL_RETURN, CallEvent.LOCAL_RAISE, CallEvent.ALL_DONE
 
 

@@ -21,7 +21,7 @@ __all__ = ["open_letter"]
 
 logger = logging.getLogger(__name__)
 
-_DONE = Kind.DONE  # an attribute of an `Enum` takes 0.07 us in Python 3.11, a global 0.01
+_DONE = Kind.DONE  # hot path: see `taskfarm.fast`
 _FAILED, _WITH_VALUE = ResultWanted.FAILED, ResultWanted.VALUE
 
 

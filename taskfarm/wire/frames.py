@@ -20,6 +20,7 @@ from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from taskfarm.errors import ProtocolError
+from taskfarm.fast import new_tuple
 
 __all__ = [
     "INLINE_BODY_MAX_BYTES",
@@ -131,7 +132,6 @@ _HEAD = Struct("<BBBBIqq")
 _HEAD_SIZE = _HEAD.size
 _pack_head, _unpack_head = _HEAD.pack, _HEAD.unpack_from
 _KINDS = {int(kind): kind for kind in Kind}
-_new_tuple = tuple.__new__  # makes a named tuple in 0.14 us instead of 0.23
 
 
 def encode(frame: Frame) -> tuple[bytes, Sequence[Buffer]]:
@@ -158,7 +158,7 @@ def parse_whole(data: bytes | bytearray) -> Frame | None:
     magic, number, option, form, size, a, b = _unpack_head(data)
     if form or magic != MAGIC or len(data) != _HEAD_SIZE + size or number not in _KINDS:
         return None
-    return _new_tuple(Frame, (_KINDS[number], a, b, option, data[_HEAD_SIZE:], ()))
+    return new_tuple(Frame, (_KINDS[number], a, b, option, data[_HEAD_SIZE:], ()))
 
 
 def parse_head(data: Buffer) -> Head:
