@@ -127,6 +127,57 @@ def check2_arrays_that_differ_are_refused_on_every_rank():
     refusal(lambda: objects.broadcast_array(b"abc"), "read-only")
 
 
+def check_the_roots_part_may_lie_inside_the_array():
+    def move():
+        rank, size = objects.rank, objects.size
+        counts = uneven_counts(11, size)
+        root = size - 1
+        start = sum(counts[:rank])
+        whole = np.arange(33.0).reshape(11, 3)
+        target = whole.copy() if rank == root else None
+        part = target[start:] if rank == root else np.zeros((counts[rank], 3))
+        objects.scatter_rows(target, part, root)
+        ok = bool((part == whole[start : start + counts[rank]]).all())
+        part *= 2
+        objects.gather_rows(part, target, root)
+        return ok and (rank != root or bool((target == 2 * whole).all()))
+
+    found = objects.call_all(move)
+    holds(all(found), found)
+
+
+def check2_a_part_in_another_place_of_the_array_is_refused():
+    def overlap(order):
+        rank, size = objects.rank, objects.size
+        whole = np.zeros((2 * size, 3), order=order) if rank == 0 else None
+        part = np.zeros((2, 3)) if rank else whole.reshape(-1, order="A")[3:9].reshape(2, 3)
+        return whole, part
+
+    refusal(lambda: objects.scatter_rows(*overlap("C")), "rank 0: part lies inside array")
+    refusal(lambda: objects.gather_rows(*overlap("F")[::-1]), "rank 0: part lies inside array")
+
+
+def check2_ranks_that_name_different_roots_are_told():
+    refusal(lambda: objects.broadcast_array(np.zeros(3), objects.rank % 2), "different roots: 0, 1")
+    refusal(
+        lambda: objects.scatter_rows(np.zeros(objects.size), np.zeros(1), objects.rank % 2), "different roots: 0, 1"
+    )
+    refusal(lambda: objects.gather_rows(np.zeros(1), np.zeros(objects.size), -objects.rank), "rank 1: root=-1")
+
+
+def check2_every_rank_learns_of_one_ranks_trouble_and_the_next_one_works():
+    def frozen():
+        array = np.zeros((4, 4))
+        array.flags.writeable = objects.rank != 1
+        return array
+
+    refusal(lambda: objects.broadcast_array(frozen()), "rank 1: array is read-only")
+    refusal(lambda: objects.scatter_rows(np.zeros((4 * objects.size, 4)), frozen()), "rank 1: part is read-only")
+    refusal(lambda: objects.broadcast_array(np.ma.zeros(3) if objects.rank else np.zeros(3)), "masked array")
+    refusal(lambda: objects.gather_rows(np.zeros((1, objects.rank + 1)), np.zeros((objects.size, 1))), "rank 1: part")
+    check_memory_is_the_callers_own()
+
+
 if __name__ == "__main__":
     objects.launch_event_loop()
     if objects.rank0:
