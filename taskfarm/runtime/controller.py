@@ -121,15 +121,21 @@ class Controller(Endpoint):
         """Tell whether the main program or a running task is meant."""
         return self.farm.is_running(number, rank) or (rank == 0 and number == 0)
 
+    def may_send(self, rank: int | None, number: int | None) -> bool:
+        """Tell whether a task that `rank` and `number` allow (None: any) is running."""
+        if rank is not None and number is not None:
+            return self.farm.is_running(number, rank)
+        return any(rank in (None, slot.rank) for slot in self.farm.running())
+
     def drain_tasks(self, deadline: float, what: str, *, at_end: bool = False) -> list[tuple[int, int]]:
         """Serve messages until every task has reported its end.
 
-        With `at_end`, tasks that wait for a message only for some time count as stuck too.
+        With `at_end`, tasks that wait for another one only for some time count as stuck too.
 
         Returns
         -------
         list of tuple of int
-            (rank, number) of the tasks that are still running: all of them wait for a message that nobody will send,
+            (rank, number) of the tasks that are still running: all of them wait for others who will not come,
             or `deadline` has passed.
         """
         started = time.monotonic()
@@ -157,7 +163,8 @@ class Controller(Endpoint):
     def _drain_for_call(self) -> None:
         if self.farm.n_running and (stuck := self.drain_tasks(math.inf, "call")):
             raise UsageError(
-                f"call: {_names(stuck)} wait in receiveMessage and nobody will send them anything; "
+                f"call: {_names(stuck)} wait in receiveMessage and nobody will send them anything "
+                "(or in sendArray or receiveArray, and nobody does the other half); "
                 "send what they wait for, or let them end, before the collective call"
             )
 

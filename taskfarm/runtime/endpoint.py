@@ -14,6 +14,7 @@ from typing import Any
 from taskfarm.config import Config
 from taskfarm.errors import ProtocolError
 from taskfarm.fast import new_tuple
+from taskfarm.runtime.arrays import ArrayExchange
 from taskfarm.runtime.registry import Registry
 from taskfarm.scheduling.mailbox import Letter, Mailbox
 from taskfarm.scheduling.quiescence import RankStatus, Wait
@@ -90,6 +91,8 @@ class Endpoint:
         Number of the collective call that this rank is inside of; 0 if it is in none.
     mailbox : Mailbox
         Messages for the task that runs here.
+    arrays : ArrayExchange
+        Arrays from and into its memory.
     debug : int
         How much to tell of tasks.
     """
@@ -100,6 +103,7 @@ class Endpoint:
         self._registry = surroundings.registry
         self._report: ReportFailure | None = None
         self.mailbox: Mailbox = Mailbox(number)
+        self.arrays = ArrayExchange(self)
         self.current_call = 0
         self.debug = 0
         self._n_sent = 0
@@ -108,6 +112,7 @@ class Endpoint:
         self._served_at = -math.inf
         self._handlers: dict[Kind, Callable[[int, Frame], None]] = {
             Kind.MESSAGE: self.on_message,
+            Kind.ARRAY: self.arrays.on_frame,
             Kind.QUERY: self.on_query,
         }
 
@@ -176,7 +181,14 @@ class Endpoint:
 
     def status(self) -> RankStatus:
         """Return this rank's answer to a query."""
-        return RankStatus(self.mailbox.number or 0, self._waits, self._n_sent, self._n_received)
+        arrays = self.arrays
+        arrays.drop_late_answers()
+        return RankStatus(
+            self.mailbox.number or 0,
+            self._waits or arrays.waits,
+            self._n_sent + arrays.n_sent,
+            self._n_received + arrays.n_received,
+        )
 
     @staticmethod
     def read_status(body: Buffer) -> RankStatus:
@@ -245,6 +257,13 @@ class Endpoint:
                 self._waits = _NOT
         return letter
 
+    def check_waiting(self) -> None:
+        """Raise if the running task must not wait for others any more."""
+
+    def may_send(self, rank: int | None, number: int | None) -> bool:
+        """Tell whether a task (number `number`, on `rank`; None: any) may still send; True where that is not known."""
+        return True
+
     def check_letter(self, rank: int | None = None) -> bool:
         """Tell whether a letter, of `rank` if given, is here."""
         self.serve_nowait()
@@ -258,4 +277,4 @@ def _copy(buffer: Buffer) -> memoryview:
 
 
 class CutOff(BaseException):
-    """Ends a task that waits in `receiveMessage` when the session ends; not an `Exception`, so that it gets through."""
+    """Ends a task that waits for another one when the session ends; not an `Exception`, so that it gets through."""

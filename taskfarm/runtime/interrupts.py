@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
+from taskfarm.runtime.arrays import ArrayExchange
 from taskfarm.runtime.endpoint import Endpoint
 from taskfarm.runtime.runner import run
 from taskfarm.transport.base import Transport
@@ -41,7 +42,7 @@ def is_critical(frame: FrameType | None, critical: frozenset[CodeType]) -> bool:
 
 
 def _critical_codes(transport: Transport) -> frozenset[CodeType]:
-    kind = type(transport)
+    kind, direct = type(transport), type(transport.direct)
     methods: list[Any] = [
         kind.receive_nowait,
         kind.send,
@@ -51,6 +52,7 @@ def _critical_codes(transport: Transport) -> frozenset[CodeType]:
         kind.complete_sends,
     ]
     methods += [Endpoint.handle, Endpoint.receive_letter, Endpoint.serve_until, Endpoint.serve_nowait]
+    methods += [direct.wait_until, direct.finish, ArrayExchange.send, ArrayExchange.receive]
     return frozenset(method.__code__ for method in methods)
 
 

@@ -40,7 +40,7 @@ _DONE = Kind.DONE  # hot path: see `taskfarm.fast`
 _VALUE_WANTED = ResultWanted.VALUE
 
 # What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
-_AT_ONCE = frozenset({Kind.MESSAGE, Kind.QUERY, Kind.QUIT, Kind.DEBUG})
+_AT_ONCE = frozenset({Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG})
 
 
 def _read_and_call(read: Callable[..., wire.Work], source: Sequence[Any]) -> Any:
@@ -128,6 +128,7 @@ class Worker(Endpoint):
         """Run a task and send how it ended."""
         _, number, attempt, option, body, buffers = frame
         self.mailbox.start(number)
+        self.arrays.answer_orphans()
         self._log(1, "task %d started", number)
         value, exc = self._run_work(work.unpack_work, body, buffers, self._registry)
         body, buffers = b"", ()
@@ -141,6 +142,7 @@ class Worker(Endpoint):
             body = encode_failure(failure)
             self._log(1, "task %d failed: %s", number, failure.headline())
         self.mailbox.finish()
+        self.arrays.answer_orphans()
         self._log(1, "task %d ended", number)
         self.transport.send(0, new_tuple(Frame, (_DONE, number, attempt, option, body, buffers)))
         flush_output()  # this and the next while the reply is on its way
@@ -186,6 +188,11 @@ class Worker(Endpoint):
         if rank == self.transport.rank:
             return number == self.mailbox.number
         return (0 < rank < self.transport.size and number > 0) or rank == number == 0
+
+    def check_waiting(self) -> None:
+        """End the task that is about to wait, if the session has ended."""
+        if self._quitting:
+            raise CutOff("the session has ended")
 
     # Collective calls
 
@@ -251,7 +258,7 @@ class Worker(Endpoint):
     def on_quit(self, source: int, frame: Frame) -> None:
         """Leave the loop, now or when the running task has ended; a task that waits for a message is ended."""
         self._quitting = True
-        if self._waits:
+        if self._waits or self.arrays.waits:
             raise CutOff("the session has ended")
 
     def _log(self, level: int, text: str, *args: object) -> None:

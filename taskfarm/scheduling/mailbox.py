@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from enum import Enum
 from typing import Any, NamedTuple
 
-__all__ = ["Letter", "Mailbox"]
+__all__ = ["Letter", "Mailbox", "Place"]
+
+
+class Place(Enum):
+    """Where a task of this rank is."""
+
+    NOW = "running"
+    COMING = "not yet there"
+    NOWHERE = "ended, or never to come"
 
 
 class Letter(NamedTuple):
@@ -49,11 +58,17 @@ class Mailbox:
     def __len__(self) -> int:
         return len(self._letters)
 
+    def place(self, number: int) -> Place:
+        """Tell where task `number` of this rank is; where the spawner runs, no other task ever does."""
+        if number == self.number:
+            return Place.NOW
+        return Place.COMING if number > self._ended and self.number != 0 else Place.NOWHERE
+
     def put(self, letter: Letter) -> None:
         """Take in a letter; one for an ended task is dropped, and so is one for any task but the spawner's there."""
         if letter.to_number == self.number:
             self._letters.append(letter)
-        elif letter.to_number > self._ended and self.number != 0:
+        elif self.place(letter.to_number) is Place.COMING:
             self._early.append(letter)
 
     def take(self, rank: int | None = None) -> Letter | None:

@@ -5,11 +5,72 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from taskfarm.transport.memory import AnyArray
 from taskfarm.wire.frames import Frame
 
-__all__ = ["Incoming", "Transport", "raise_if_interrupted"]
+__all__ = ["ANSWER_MAX_BYTES", "Direct", "Incoming", "Transfer", "Transport", "raise_if_interrupted"]
+
+ANSWER_MAX_BYTES = 1024  # holds the description of an array; eager in every MPI that was tried
 
 Incoming = tuple[int, Frame]
+
+
+class Transfer(Protocol):
+    """The data of one array, under way."""
+
+    def is_done(self) -> bool:
+        """Move the data; tell whether that is over, and the memory the caller's again."""
+
+    def cancel(self) -> None:
+        """Give up a receive for which nothing was, nor will be, sent."""
+
+
+class Direct(Protocol):
+    """Arrays from the memory of one rank straight into that of another, and the answers that come before.
+
+    Ranks agree with frames: one offers, having called `expect_answer`; the other one starts to receive, if it wants
+    the array, and answers; then the first one starts to send. Data are in order between two ranks, and so are answers.
+    """
+
+    def expect_answer(self, source: int) -> None:
+        """Make ready for an answer of rank `source`; repeating it is harmless."""
+
+    def next_answer(self, source: int) -> bytes | None:
+        """Return the next answer of rank `source`, or None if none is here."""
+
+    def answer(self, dest: int, data: bytes) -> None:
+        """Send an answer of at most `ANSWER_MAX_BYTES` to rank `dest`, which expects one; wakes it."""
+
+    def send(self, dest: int, array: AnyArray) -> Transfer:
+        """Start to send the memory of `array` to rank `dest`, which has started to receive it."""
+
+    def receive(self, source: int, array: AnyArray) -> Transfer:
+        """Start to receive from rank `source` into the memory of `array`, of the same size."""
+
+    def wait_until(
+        self, condition: Callable[[], bool], deadline: float, on_frame: Callable[[int, Frame], None]
+    ) -> bool:
+        """Wait until `condition` holds, which is looked at often; frames that arrive go to `on_frame`.
+
+        Returns
+        -------
+        bool
+            False if `deadline` passed first.
+        """
+
+    def finish(self, transfer: Transfer, on_frame: Callable[[int, Frame], None], given_up: Callable[[], bool]) -> bool:
+        """Move until `transfer` is done; frames that arrive go to `on_frame`. Never sleeps, cannot be interrupted.
+
+        Parameters
+        ----------
+        given_up : callable
+            Tells, after a frame has arrived, that the other side will not send: then the transfer is cancelled.
+
+        Returns
+        -------
+        bool
+            False if it was cancelled.
+        """
 
 
 class Transport(Protocol):
@@ -26,6 +87,10 @@ class Transport(Protocol):
     rank: int
     size: int
     interrupted: bool
+
+    @property
+    def direct(self) -> Direct:
+        """Moves arrays into memory that the receiver owns."""
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Start to send `frame` to another rank and return.

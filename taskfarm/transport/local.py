@@ -5,16 +5,20 @@ Every frame is encoded and decoded as it would be for MPI.
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from threading import Condition
 
+import numpy as np
+
 from taskfarm.errors import InternalError, UsageError
-from taskfarm.transport.base import Incoming, raise_if_interrupted
+from taskfarm.transport.base import Incoming, Transfer, raise_if_interrupted
+from taskfarm.transport.memory import AnyArray
 from taskfarm.wire.frames import Buffer, Frame, encode, parse_head
 
-__all__ = ["LocalHub", "LocalTransport"]
+__all__ = ["LocalDirect", "LocalHub", "LocalTransfer", "LocalTransport"]
 
 
 class LocalHub:
@@ -25,6 +29,8 @@ class LocalHub:
         self.changed = Condition()
         self.queues: list[deque[tuple[int, bytes, list[bytearray]]]] = [deque() for _ in range(size)]
         self.closing: set[int] = set()
+        self.answers: defaultdict[tuple[int, int], deque[bytes]] = defaultdict(deque)  # by (source, dest)
+        self.data: defaultdict[tuple[int, int], deque[bytes]] = defaultdict(deque)
 
     def transports(self) -> list[LocalTransport]:
         """Return one transport per rank."""
@@ -39,6 +45,7 @@ class LocalTransport:
         self.rank = rank
         self.size = hub.size
         self.interrupted = False
+        self.direct = LocalDirect(hub, self)
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Copy `frame` into the queue of `dest`."""
@@ -108,3 +115,84 @@ class LocalTransport:
                 if left <= 0:
                     return False
                 self._hub.changed.wait(min(left, 0.1))
+
+
+class LocalTransfer:
+    """Data that are taken in as soon as they are there; a local send is done at once."""
+
+    def __init__(self, source: deque[bytes] | None, target: AnyArray) -> None:
+        self._source = source
+        self._target = target
+
+    def is_done(self) -> bool:
+        """Take the data in if they are there."""
+        if self._source:
+            sent = np.frombuffer(self._source.popleft(), self._target.dtype)
+            self._target.reshape(-1, order="A")[:] = sent
+            self._source = None
+        return self._source is None
+
+    def cancel(self) -> None:
+        """Give up."""
+        self._source = None
+
+
+class LocalDirect:
+    """Arrays and answers through the hub."""
+
+    def __init__(self, hub: LocalHub, transport: LocalTransport) -> None:
+        self._hub = hub
+        self._transport = transport
+        self._rank = transport.rank
+
+    def expect_answer(self, source: int) -> None:
+        """Do nothing: the hub keeps answers."""
+
+    def next_answer(self, source: int) -> bytes | None:
+        """Return the next answer of `source`, or None."""
+        answers = self._hub.answers[source, self._rank]
+        return answers.popleft() if answers else None
+
+    def answer(self, dest: int, data: bytes) -> None:
+        """Put an answer into the hub."""
+        with self._hub.changed:
+            self._hub.answers[self._rank, dest].append(data)
+            self._hub.changed.notify_all()
+
+    def send(self, dest: int, array: AnyArray) -> LocalTransfer:
+        """Copy the memory of `array` into the hub."""
+        with self._hub.changed:
+            self._hub.data[self._rank, dest].append(array.tobytes(order="A"))
+            self._hub.changed.notify_all()
+        return LocalTransfer(None, array)
+
+    def receive(self, source: int, array: AnyArray) -> LocalTransfer:
+        """Get ready to copy from the hub into `array`."""
+        return LocalTransfer(self._hub.data[source, self._rank], array)
+
+    def wait_until(
+        self, condition: Callable[[], bool], deadline: float, on_frame: Callable[[int, Frame], None]
+    ) -> bool:
+        """Wait until `condition` holds; what changes it is a frame, an answer or data."""
+        hub, transport = self._hub, self._transport
+        while True:
+            with hub.changed:
+                if condition():
+                    return True
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                raise_if_interrupted(transport)
+                if not hub.queues[self._rank]:
+                    hub.changed.wait(min(left, 60.0))
+            item = transport.receive_nowait()
+            if item is not None:
+                on_frame(*item)
+
+    def finish(self, transfer: Transfer, on_frame: Callable[[int, Frame], None], given_up: Callable[[], bool]) -> bool:
+        """Wait until `transfer` is done, or given up."""
+        self.wait_until(lambda: transfer.is_done() or given_up(), math.inf, on_frame)
+        if transfer.is_done():
+            return True
+        transfer.cancel()
+        return False

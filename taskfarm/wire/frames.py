@@ -69,6 +69,7 @@ class Kind(IntEnum):
     LOG = 14  #: debug text for rank 0 [-, -]
     QUIT = 15  #: end the session [-, -]
     BYE = 16  #: a worker has left its loop [-, -]
+    ARRAY = 17  #: `option` says: an array is offered, or not any more [number of the sender, number of the receiver]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

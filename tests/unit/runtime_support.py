@@ -23,7 +23,7 @@ from taskfarm.runtime.runner import decode_failure
 from taskfarm.runtime.work import pack_work
 from taskfarm.runtime.worker import Worker
 from taskfarm.transport.base import Incoming
-from taskfarm.transport.local import LocalHub, LocalTransport
+from taskfarm.transport.local import LocalDirect, LocalHub, LocalTransport
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Frame, Kind
 
@@ -51,6 +51,20 @@ def here() -> Here:
     return state
 
 
+class GuardedDirect(LocalDirect):
+    """The part of a `GuardedTransport` that moves arrays: a hang is a failure there, too."""
+
+    def wait_until(
+        self, condition: Callable[[], bool], deadline: float, on_frame: Callable[[int, Frame], None]
+    ) -> bool:
+        """Wait, but not for ever."""
+        limit = time.monotonic() + LIMIT_S
+        held = super().wait_until(condition, min(deadline, limit), on_frame)
+        if not held and deadline > limit:
+            raise AssertionError(f"waited {LIMIT_S} s for a condition")
+        return held
+
+
 class GuardedTransport(LocalTransport):
     """A local transport that turns a hang into a failure, and may pretend that its sends take time.
 
@@ -59,6 +73,7 @@ class GuardedTransport(LocalTransport):
 
     def __init__(self, hub: LocalHub, rank: int, slow_sends: bool = False) -> None:
         super().__init__(hub, rank)
+        self.direct = GuardedDirect(hub, self)
         self.slow_sends = slow_sends
 
     def receive(self, deadline: float) -> Incoming | None:

@@ -215,6 +215,7 @@ def test_kinds_fit_the_head() -> None:
         "LOG": 14,
         "QUIT": 15,
         "BYE": 16,
+        "ARRAY": 17,
     }
 
 

@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from taskfarm.config import Config
 from taskfarm.runtime.surroundings import usable_cores
-from taskfarm.transport import mpi
+from taskfarm.transport import direct, mpi
 from taskfarm.transport.mpi import MpiTransport
 from taskfarm.transport.world import Opening, start_world
 
@@ -37,7 +37,7 @@ def new_transport() -> MpiTransport:
 def main() -> None:
     chunk_bytes, names = int(sys.argv[1]), sys.argv[2:]
     if chunk_bytes:
-        mpi.BULK_CHUNK_BYTES = chunk_bytes
+        mpi.BULK_CHUNK_BYTES = direct.PIECE_BYTES = chunk_bytes
     world = start_world()
     with open(os.path.join(os.environ["TF_LOG_DIR"], f"checks-{world.rank}.jsonl"), "w") as log:
         for name in names:

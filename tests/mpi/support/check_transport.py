@@ -72,8 +72,10 @@ class Party:
 
 
 def checks() -> dict[str, Callable[[Party], None]]:
-    """Return the checks by name, in the order of the source text."""
-    return {name: fn for name, fn in globals().items() if name.startswith("check_")}
+    """Return the checks by name, in the order of the source text; those of `check_direct` too."""
+    import check_direct
+
+    return {name: fn for name, fn in globals().items() if name.startswith("check_")} | check_direct.checks()
 
 
 def run_check(name: str, transport: Transport, barrier: Callable[[], None]) -> None:
