@@ -73,6 +73,11 @@ def _arrays() -> Iterator[Row]:
 
 
 def _buffers() -> Iterator[Row]:
+    for name, size in _SIZES:
+        about = "sendArray and receiveArray, against Send and Recv, in warm memory"
+        rounds = _FEW if size > 64 * MB else N_ROUNDS
+        contenders = partial(buffers.there_and_back, size)
+        yield Row(f"buffer_{name}_array", about, [2], MS, contenders, Target(1.1), rounds)
     ways = (
         ("broadcast", "broadcast_array, against Bcast", buffers.broadcast),
         ("scatter", "scatter_rows, against Scatterv", buffers.scatter),
