@@ -31,6 +31,7 @@ from taskfarm.transport.clearance import Clearance, Signal, patience_s
 from taskfarm.transport.direct import PIECE_BYTES, MpiDirect
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
+from taskfarm.transport.pool import BufferPool
 from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.codec import empty_buffer
 from taskfarm.wire.frames import Buffer, Frame, Head, encode, encode_signal, parse_head, parse_signal, parse_whole
@@ -106,6 +107,7 @@ class MpiTransport:
         self._arriving: dict[int, deque[_Arrival]] = {}
         self._ready: deque[Incoming] = deque()
         self._clearance = Clearance(self._send_control)
+        self._pool = BufferPool()
         self._wait_ends = -math.inf  # when the wait that this rank is in will end
         self._n_sent_to = [0] * self.size
         self._n_received = 0
@@ -175,7 +177,7 @@ class MpiTransport:
         else:
             clearance.withdraw(dest)
             for buffer in frame.buffers:
-                copy = empty_buffer(len(buffer))
+                copy = self._pool.take(len(buffer))
                 copy[:] = buffer
                 self._send_bulk(dest, copy, sends)
         self._put_back(meanwhile)
@@ -296,7 +298,7 @@ class MpiTransport:
             logger.exception("rank %d: dropped a bad message from rank %d", self.rank, source)
             return False
         for bulk_size in arrival.head.bulk_sizes:
-            buffer = empty_buffer(bulk_size)
+            buffer = self._pool.take(bulk_size)
             arrival.bulk.append(buffer)
             self._post(source, arrival, buffer)
         arrival.requests.reverse()  # tested from the end: they complete in the order in which they were posted
