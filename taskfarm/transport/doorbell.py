@@ -59,6 +59,7 @@ class Doorbell:
         self._memory: mmap.mmap | None = None
         self._path: str | None = None
         self._neighbours: frozenset[int] = frozenset()
+        self._addresses: dict[int, str] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         try:
@@ -107,6 +108,7 @@ class Doorbell:
     def connect(self, neighbours: Iterable[int]) -> None:
         """Set the ranks that have proved to be reachable."""
         self._neighbours = frozenset(neighbours) - {self._rank} if self._memory is not None else frozenset()
+        self._addresses = {rank: self._address(rank) for rank in self._neighbours}
 
     @property
     def asleep(self) -> bytes | mmap.mmap:
@@ -119,9 +121,9 @@ class Doorbell:
 
     def ring(self, rank: int) -> None:
         """Wake `rank` if it is a neighbour and sleeps."""
-        if rank in self._neighbours and self._memory is not None and self._memory[rank]:
+        if rank in self._addresses and self._memory is not None and self._memory[rank]:
             with contextlib.suppress(OSError):  # it just left, or its queue is full and it wakes anyhow
-                self._socket.sendto(self._secret, self._address(rank))
+                self._socket.sendto(self._secret, self._addresses[rank])
 
     def publish(self, asleep: bool) -> None:
         """Tell the neighbours whether this rank has to be rung."""

@@ -15,6 +15,7 @@ import pytest
 from taskfarm.transport import waiting
 from taskfarm.transport.doorbell import Doorbell, host_key
 from taskfarm.transport.waiting import (
+    CROWDED_YIELD_S,
     FIRST_POLL_SLEEP_S,
     LONG_POLL_SLEEP_S,
     LONG_SLEEP_S,
@@ -78,6 +79,13 @@ def test_no_spinning_where_cores_are_shared(log: list[Any]) -> None:
     waiter = Waiter(False, None, False)
     assert polls(waiter, log, [5.0, 5.0 + YIELD_S / 2]) == [["yield"], ["yield"]]
     assert polls(waiter, log, [5.0 + YIELD_S * 1.1])[0][0][0] == "sleep"
+
+
+def test_ranks_that_share_cores_sleep_soon(log: list[Any]) -> None:
+    """With a bell to wake it, a rank does not take turns with those that work for longer than a moment."""
+    waiter = Waiter(False, FakeBell(log), True)  # type: ignore[arg-type]
+    assert polls(waiter, log, [5.0, 5.0 + CROWDED_YIELD_S / 2]) == [["yield"], ["yield"]]
+    assert polls(waiter, log, [5.0 + CROWDED_YIELD_S * 1.1])[0] == [("publish", True)]
 
 
 def test_sleep_polling_grows_to_its_limit(log: list[Any]) -> None:
