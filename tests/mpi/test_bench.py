@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from harness import Job, Launch, Result
+from harness import Job, Launch, Result, is_openmpi
 
 TIMEOUT_S = 240  # about 20 s; an environment that was just made compiles numpy and matplotlib first
 ROWS = ("task", "call_noop", "message_1kB", "array_1MB_call", "buffer_1MB_gather", "startup", "peak_call_worker")
@@ -84,11 +84,13 @@ def test_what_launches_nothing_is_an_error(run_mpi: Launch[Result]) -> None:
 
 @pytest.mark.slow
 def test_crowd_and_sessions_are_launched(run_mpi: Launch[Result]) -> None:
-    """Rows that start jobs of their own, with more ranks than cores."""
-    launcher = bench("--quick", "--only", "crowd", "--only", "startup_call", "--json", "bench.json")
+    """Rows that start jobs of their own, with more ranks than cores (under MPICH, where these start faster)."""
+    rows_of_jobs = {"startup_call/4": {"ours", "raw"}} | ({} if is_openmpi() else {"crowd/8": {"ours", "3 ranks"}})
+    names = [word for key in rows_of_jobs for word in ("--only", key.partition("/")[0])]
+    launcher = bench("--quick", *names, "--json", "bench.json")
     result = run_mpi("", 1, launcher=launcher, timeout_s=TIMEOUT_S).check(0)
     rows = json.loads((result.work_dir / "bench.json").read_text())["rows"]
-    assert {key: set(row["samples"]) for key, row in rows.items()} == {
-        "startup_call/4": {"ours", "raw"}, "crowd/8": {"ours", "3 ranks"},
-    }  # fmt: skip
-    assert rows["crowd/8"]["reached"] == rows["crowd/8"]["ratio"]["3 ranks"]
+    assert {key: set(row["samples"]) for key, row in rows.items()} == rows_of_jobs
+    for key, row in rows.items():
+        if key == "crowd/8":
+            assert row["reached"] == row["ratio"]["3 ranks"]

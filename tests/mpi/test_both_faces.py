@@ -89,7 +89,7 @@ def test_end_with_tasks_outstanding(run_mpi: Launch[Result], end: str) -> None:
     )
     result = run_mpi(source, 4, timeout_s=20).check(0)
     assert [result.log(f"done-{r}") for r in (1, 2)] == ["done"] * 2
-    assert result.elapsed_s < 10
+    assert result.elapsed_s < 15
 
 
 @pytest.mark.parametrize("launcher", ["objects", "taskfarm run"])

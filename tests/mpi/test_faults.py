@@ -44,7 +44,7 @@ RANK0_PLACES = {
 def test_rank0_raises_anywhere(run_mpi: Launch[Result], place: str) -> None:
     """An exception of rank 0, wherever, ends the job within seconds with its traceback and status 1."""
     result = run_mpi(OBJECTS + RANK0_PLACES[place], 4, timeout_s=20).check(1)
-    assert "ValueError: fault of rank 0" in result.stderr and result.elapsed_s < 8, result.describe()
+    assert "ValueError: fault of rank 0" in result.stderr and result.elapsed_s < 15, result.describe()
 
 
 def test_rank0_raises_while_it_handles_a_message(run_mpi: Launch[Result]) -> None:
@@ -55,7 +55,7 @@ def test_rank0_raises_while_it_handles_a_message(run_mpi: Launch[Result]) -> Non
     raise ValueError("fault of rank 0")
     """
     result = run_mpi(VM + body, 4, timeout_s=20).check(1)
-    assert "ValueError: fault of rank 0" in result.stderr and result.elapsed_s < 10, result.describe()
+    assert "ValueError: fault of rank 0" in result.stderr and result.elapsed_s < 15, result.describe()
 
 
 def test_rank0_raises_before_it_uses_the_library(run_mpi: Launch[Result]) -> None:
@@ -69,7 +69,7 @@ def test_rank0_raises_before_it_uses_the_library(run_mpi: Launch[Result]) -> Non
     """
     result = run_mpi(source, 4, timeout_s=20)
     assert result.status != 0 and "ValueError: fault of rank 0" in result.stderr, result.describe()
-    assert result.elapsed_s < 10
+    assert result.elapsed_s < 15
 
 
 @pytest.mark.parametrize("launcher", ["mpiexec", "taskfarm run"])
@@ -92,7 +92,7 @@ def test_worker_fails_before_it_uses_the_library(run_mpi: Launch[Result]) -> Non
     """
     result = run_mpi(source, 4, launcher="taskfarm run", timeout_s=20)
     assert result.status != 0 and "ValueError: fault of rank 2" in result.stderr, result.describe()
-    assert result.elapsed_s < 10
+    assert result.elapsed_s < 15
 
 
 # sys.exit
@@ -101,7 +101,7 @@ def test_worker_fails_before_it_uses_the_library(run_mpi: Launch[Result]) -> Non
 @FACES
 def test_exit_3_on_rank0(run_mpi: Launch[Result], face: str) -> None:
     """`sys.exit(3)` on rank 0 ends all ranks with status 3."""
-    assert run_mpi(face + "    sys.exit(3)\n", 4, timeout_s=20).check(3).elapsed_s < 8
+    assert run_mpi(face + "    sys.exit(3)\n", 4, timeout_s=20).check(3).elapsed_s < 15
 
 
 def test_exit_3_in_a_task(run_mpi: Launch[Result]) -> None:

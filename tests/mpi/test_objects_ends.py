@@ -50,7 +50,7 @@ def test_status_is_that_of_rank0(run_mpi: Launch[Result], launcher: str, body: s
     result = run_mpi(program(f"    objects.call(len, ())\n    {body}\n"), n, launcher=launcher, timeout_s=20)
     assert result.status == status, result.describe()
     assert text in result.stderr
-    assert result.elapsed_s < 8
+    assert result.elapsed_s < 15
 
 
 def test_rank0_interrupted_by_its_own_code(run_mpi: Launch[Result]) -> None:

