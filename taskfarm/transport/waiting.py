@@ -17,15 +17,16 @@ __all__ = ["Waiter"]
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
 FIRST_POLLS = 32  # 10 us, before the clock is read for the first time: a partner that is awake answers within that
 YIELD_S = 2e-3  # longer than two wake-ups on a busy machine: partners must not put each other to sleep in turn
-# Where ranks share cores, each one that yields takes turns with those that work: 8 ranks on 2 cores do 1.5 times as
-# many empty tasks with this as with YIELD_S (MPICH 5.0.2; no difference in Open MPI 5.0.11).
-CROWDED_YIELD_S = 50e-6
+# Where ranks share cores, each one that yields takes turns with those that work: 8 ranks on 2 cores do 1.2 to 1.5 times
+# as many empty tasks with this as with YIELD_S (MPICH 5.0.2; no difference in Open MPI 5.0.11). With 50 us, collective
+# calls on 4 ranks fall asleep between each other now and then, and take three times as long.
+CROWDED_YIELD_S = 200e-6
 FIRST_POLL_SLEEP_S = 50e-6
 POLL_SLEEP_S = 2e-3
 LONG_POLL_SLEEP_S = 5e-3  # after LONG_WAIT_S: 0.5 % CPU over TCP, against 1.2 % for 2 ms (benchmarks/idle.py)
 POLL_GROWTH = 1.2
 MAX_SLEEP_S = 0.02  # bounds the latency that a lost ring costs
-LONG_WAIT_S = 0.5
+LONG_WAIT_S = 0.25
 LONG_SLEEP_S = 0.05  # after LONG_WAIT_S; a wake-up costs some 0.1 ms of CPU, so 20 ms would be 0.5 %
 POLLS_PER_YIELD = 16  # 10 us of spinning; the call takes 0.5 us where nobody else wants the core
 # After publishing, and after the bell has rung. A first MPI probe may only make progress and let the next one see the

@@ -14,9 +14,9 @@ control message which is too long for the receiver's posted memory comes as a bu
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from taskfarm.errors import ProtocolError
@@ -129,7 +129,7 @@ class Head(NamedTuple):
 
 
 # magic, kind, option, form, size of the body or number of buffers, a, b
-_HEAD = Struct("<BBBBIqq")
+_HEAD = struct.Struct("<BBBBIqq")
 _HEAD_SIZE = _HEAD.size
 _pack_head, _unpack_head = _HEAD.pack, _HEAD.unpack_from
 _KINDS = {int(kind): kind for kind in Kind}
@@ -149,7 +149,7 @@ def encode(frame: Frame) -> tuple[bytes, Sequence[Buffer]]:
 
 
 def _size_table(body_size: int, buffers: Sequence[Buffer]) -> bytes:
-    return Struct(f"<{1 + len(buffers)}Q").pack(body_size, *[len(buffer) for buffer in buffers])
+    return struct.pack(f"<{1 + len(buffers)}Q", body_size, *[len(buffer) for buffer in buffers])
 
 
 def parse_whole(data: bytes | bytearray) -> Frame | None:
@@ -189,7 +189,7 @@ def _parse_bulk_head(data: Buffer, frame: Frame, body_in_bulk: bool, n_buffers: 
     table_end = _HEAD_SIZE + 8 * (1 + n_buffers)
     if len(data) < table_end:
         raise ProtocolError(f"{frame.kind.name} frame of {len(data)} bytes announces {table_end} and more")
-    body_size, *sizes = Struct(f"<{1 + n_buffers}Q").unpack_from(data, _HEAD_SIZE)
+    body_size, *sizes = struct.unpack_from(f"<{1 + n_buffers}Q", data, _HEAD_SIZE)
     if max(body_size, *sizes, 0) > _MAX_BULK_BYTES:
         raise ProtocolError(f"{frame.kind.name} frame announces buffers of {max(body_size, *sizes, 0)} bytes")
     announced = table_end + (0 if body_in_bulk else body_size)
