@@ -50,7 +50,9 @@ class BufferPool:
             return np.empty(size_bytes, dtype=np.uint8).data
         capacity = _round_up(size_bytes)
         free = self._free
-        for index in range(len(free)):  # by index: a lease may end, and append, at any moment
+        # The one that was given back last is the most likely to be in a cache. By index from the end on, since a lease
+        # may end, and append, at any moment.
+        for index in range(len(free) - 1, -1, -1):
             if free[index].nbytes == capacity:
                 block = free[index]
                 del free[index]

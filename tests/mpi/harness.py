@@ -103,7 +103,7 @@ class Job:
             if not entry.name.isdigit():
                 continue
             with contextlib.suppress(OSError):
-                if self._marker in (entry / "environ").read_bytes().split(b"\0"):
+                if self._marker in _environment(entry).split(b"\0"):
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                     found[int(entry.name)] = command
         return found
@@ -189,6 +189,17 @@ class Job:
             dump = subprocess.run([spy, "dump", "--pid", str(pid)], capture_output=True, text=True, timeout=20)
             dumps.append(dump.stdout or dump.stderr)
         return "\n".join(dumps)
+
+
+def _environment(process: Path) -> bytes:
+    """Return ``environ`` of a folder in /proc; waits for that of a process that is just being replaced by a program."""
+    for _ in range(50):
+        text = (process / "environ").read_bytes()
+        if text:
+            break
+        (process / "exe").readlink()  # raises for kernel threads and for what has ended: they have none
+        time.sleep(0.002)
+    return text
 
 
 def start_job(

@@ -47,6 +47,15 @@ def test_memory_comes_back_when_nobody_refers_to_it(pool: BufferPool) -> None:
     assert address(pool.take(SIZE)) == where
 
 
+def test_the_warmest_memory_comes_first(pool: BufferPool) -> None:
+    """Of several free blocks the one that was given back last is used again: it may still be in a cache."""
+    first, second = pool.take(SIZE), pool.take(SIZE)
+    where = address(first)
+    del second
+    del first
+    assert address(pool.take(SIZE)) == where
+
+
 def test_arrays_keep_their_memory(pool: BufferPool) -> None:
     """An array that was unpickled into a buffer, and every view of it, keeps it from being used again."""
     sent = np.arange(SIZE // 8, dtype=np.float64)
