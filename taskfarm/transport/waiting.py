@@ -12,15 +12,16 @@ import time
 
 from taskfarm.transport.doorbell import Doorbell
 
-__all__ = ["Waiter"]
+__all__ = ["CROWDED_RANKS_PER_CORE", "Waiter"]
 
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
 FIRST_POLLS = 32  # 10 us, before the clock is read for the first time: a partner that is awake answers within that
 YIELD_S = 2e-3  # longer than two wake-ups on a busy machine: partners must not put each other to sleep in turn
-# Where ranks share cores, each one that yields takes turns with those that work: 8 ranks on 2 cores do 1.2 to 1.5 times
-# as many empty tasks with this as with YIELD_S (MPICH 5.0.2; no difference in Open MPI 5.0.11). With 50 us, collective
-# calls on 4 ranks fall asleep between each other now and then, and take three times as long.
-CROWDED_YIELD_S = 200e-6
+# Where many ranks share a core, each one that yields takes turns with those that work: 8 ranks on 2 cores do 1.5 times
+# as many empty tasks with this as with YIELD_S (MPICH 5.0.2; no difference in Open MPI 5.0.11). With two ranks to a
+# core they would fall asleep between collective calls, which then take three times as long.
+CROWDED_YIELD_S = 50e-6
+CROWDED_RANKS_PER_CORE = 2
 FIRST_POLL_SLEEP_S = 50e-6
 POLL_SLEEP_S = 2e-3
 LONG_POLL_SLEEP_S = 5e-3  # after LONG_WAIT_S: 0.5 % CPU over TCP, against 1.2 % for 2 ms (benchmarks/idle.py)
@@ -45,6 +46,8 @@ class Waiter:
         This rank's doorbell.
     all_ring : bool
         Whether every rank that may send can ring the bell.
+    crowded : bool
+        Whether more than `CROWDED_RANKS_PER_CORE` ranks share a core.
 
     Attributes
     ----------
@@ -52,10 +55,10 @@ class Waiter:
         How often to poll before a wait begins.
     """
 
-    def __init__(self, spin: bool, bell: Doorbell | None, all_ring: bool) -> None:
+    def __init__(self, spin: bool, bell: Doorbell | None, all_ring: bool, crowded: bool = False) -> None:
         self.n_first_polls = FIRST_POLLS if spin else 1
         self._spin_s = SPIN_S if spin else 0.0
-        self._yield_s = CROWDED_YIELD_S if bell is not None and not spin else YIELD_S
+        self._yield_s = CROWDED_YIELD_S if bell is not None and crowded else YIELD_S
         self._bell = bell
         self._all_ring = all_ring
         self._since: float | None = None

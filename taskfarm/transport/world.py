@@ -27,7 +27,7 @@ from taskfarm.config import Config
 from taskfarm.transport.comm import TrackedComm
 from taskfarm.transport.doorbell import Doorbell, host_key
 from taskfarm.transport.mpi import MpiTransport
-from taskfarm.transport.waiting import Waiter
+from taskfarm.transport.waiting import CROWDED_RANKS_PER_CORE, Waiter
 
 __all__ = ["Opened", "Opening", "PeerInfo", "World", "cores_of_host", "current_world", "start_world"]
 
@@ -222,10 +222,14 @@ class Opening:
         address = ("127.0.0.1" if peers[0].key == info.key else peers[0].host, port)
         neighbours = self._join_neighbours(bell, info, peers)
         on_host = [peer for peer in peers if peer.host == info.host]
-        spin = len(on_host) <= cores_of_host(on_host) if self._config.spin is None else self._config.spin
+        n_cores = cores_of_host(on_host)
+        spin = len(on_host) <= n_cores if self._config.spin is None else self._config.spin
+        crowded = len(on_host) > CROWDED_RANKS_PER_CORE * n_cores
         usable = bell if bell is not None and len(neighbours) > 1 else None
         all_ring = usable is not None and usable.reaches(range(self._size))
-        transport = MpiTransport(control, self._bulk, Waiter(spin, usable, all_ring), usable, self._config.receive)
+        transport = MpiTransport(
+            control, self._bulk, Waiter(spin, usable, all_ring, crowded), usable, self._config.receive
+        )
         return Opened(transport, peers, secret, address, listener)
 
     def _new_bell(self, secret: str, rank: int) -> Doorbell | None:
