@@ -23,11 +23,10 @@ import numpy as np
 from mpi4py import MPI
 
 from taskfarm.errors import UsageError
-from taskfarm.transport.memory import AnyArray, as_cpu_array, dtype_name, memory_order, pieces
+from taskfarm.transport.memory import PIECE_BYTES, AnyArray, as_cpu_array, dtype_name, memory_order, pieces
 
 __all__ = ["broadcast_array", "gather_rows", "scatter_rows"]
 
-_PIECE_BYTES = 1 << 30  # below 2^31 in every MPI
 _MAX_COUNT = (1 << 31) - 1
 _PROBLEM = -1  # in place of a digest, which is never negative
 _NUMBERS = struct.Struct("=4q")  # digest; rows of the part; on the root: rows of the array, and where the part begins
@@ -103,10 +102,10 @@ def broadcast_array(comm: MPI.Intracomm, array: Any, root: int) -> None:
     if own is None or low != -minus_high or low < 0:
         _explain_broadcast(comm, _describe(own, problem), root, bad_root)
         raise UsageError("broadcast_array: the arrays do not fit")  # digests that differ have different descriptions
-    if own.nbytes <= _PIECE_BYTES:
+    if own.nbytes <= PIECE_BYTES:
         comm.Bcast([own, MPI.BYTE], root)
     else:
-        for piece in pieces(own, _PIECE_BYTES):
+        for piece in pieces(own, PIECE_BYTES):
             comm.Bcast([piece, MPI.BYTE], root)
 
 

@@ -11,7 +11,6 @@ All of it goes over the bulk communicator, with tags of its own: frames neither 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -19,13 +18,12 @@ from typing import Protocol
 from mpi4py import MPI
 
 from taskfarm.transport.base import ANSWER_MAX_BYTES, Transfer, Transport, raise_if_interrupted
-from taskfarm.transport.memory import AnyArray, pieces
-from taskfarm.transport.waiting import POLLS_PER_YIELD, Waiter
+from taskfarm.transport.memory import PIECE_BYTES, AnyArray, pieces
+from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.frames import Frame
 
-__all__ = ["PIECE_BYTES", "MpiDirect", "MpiTransfer"]
+__all__ = ["MpiDirect", "MpiTransfer"]
 
-PIECE_BYTES = 1 << 30  # below 2^31 with room to spare; larger pieces are not faster
 _TESTS_PER_POLL = 32  # of a transfer, per look for frames
 
 _BYTE = MPI.BYTE
@@ -180,12 +178,10 @@ class MpiDirect:
 
     def finish(self, transfer: Transfer, on_frame: Callable[[int, Frame], None], given_up: Callable[[], bool]) -> bool:
         """Move until `transfer` is done; see the protocol."""
-        spins = self._waiter.spins
         polls = 0
         while not (done := transfer.is_done()):
             polls += 1
-            if not spins or polls % POLLS_PER_YIELD == 0:  # not `Waiter.busy`, in which an interrupt may be raised
-                os.sched_yield()
+            self._waiter.offer_core()
             if polls % _TESTS_PER_POLL == 0 and (item := self._transport.receive_nowait()) is not None:
                 on_frame(*item)
                 if given_up():

@@ -13,9 +13,11 @@ import numpy as np
 
 from taskfarm.errors import UsageError
 
-__all__ = ["AnyArray", "Memory", "as_cpu_array", "dtype_name", "memory_of", "memory_order", "pieces"]
+__all__ = ["PIECE_BYTES", "AnyArray", "Memory", "as_cpu_array", "dtype_name", "memory_of", "memory_order", "pieces"]
 
 AnyArray = np.ndarray[Any, Any]
+
+PIECE_BYTES = 1 << 30  # of one MPI message: below 2^31 with room to spare; larger pieces are not faster
 
 _HOST_DEVICES = (1, 3, 11)  # of dlpack.h: kDLCPU, and host memory that is pinned for CUDA or ROCm
 _NO_MEMORY = (TypeError, ValueError, BufferError, RuntimeError, AttributeError, NotImplementedError)

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -28,9 +28,10 @@ from taskfarm.config import Receive
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.clearance import Clearance, Signal, patience_s
-from taskfarm.transport.direct import PIECE_BYTES, MpiDirect
+from taskfarm.transport.direct import MpiDirect
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
+from taskfarm.transport.memory import PIECE_BYTES
 from taskfarm.transport.pool import BufferPool
 from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.codec import empty_buffer
@@ -70,6 +71,13 @@ class _Arrival:
     def bulk_bytes(self) -> int:
         """Size of its bulk."""
         return sum(map(len, self.bulk))
+
+
+def _chunks(memory: Buffer) -> Iterator[memoryview]:
+    """Yield `memory` as the bulk messages in which it travels."""
+    view = memoryview(memory)
+    for start in range(0, len(view), BULK_CHUNK_BYTES):
+        yield view[start : start + BULK_CHUNK_BYTES]
 
 
 class MpiTransport:
@@ -193,9 +201,7 @@ class MpiTransport:
         self._ready.extendleft(reversed(arrived))
 
     def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[tuple[MPI.Request, object]]) -> None:
-        view = memoryview(buffer)
-        for start in range(0, len(view), BULK_CHUNK_BYTES):
-            chunk = view[start : start + BULK_CHUNK_BYTES]
+        for chunk in _chunks(buffer):
             sends.append((self._bulk.Isend((chunk, _BYTE), dest, TAG), chunk))
 
     @property
@@ -305,9 +311,7 @@ class MpiTransport:
         return True
 
     def _post(self, source: int, arrival: _Arrival, memory: Buffer) -> None:
-        view = memoryview(memory)
-        for start in range(0, len(view), BULK_CHUNK_BYTES):
-            chunk = view[start : start + BULK_CHUNK_BYTES]
+        for chunk in _chunks(memory):
             arrival.requests.append(self._bulk.Irecv((chunk, _BYTE), source, TAG))
 
     def receive(self, deadline: float) -> Incoming | None:

@@ -81,13 +81,12 @@ class Waiter:
             self._published = False
             self._bell.publish(False)
 
-    @property
-    def spins(self) -> bool:
-        """Whether every rank of the host has a core to itself."""
-        return self._spin_s > 0
-
     def busy(self) -> None:
-        """Pause between polls while a transfer is unfinished: never sleep, MPI moves it only when polled.
+        """Pause between polls while a transfer is unfinished: never sleep, MPI moves it only when polled."""
+        self.offer_core()
+
+    def offer_core(self) -> None:
+        """Do what `busy` does, where no interrupt may be raised.
 
         Now and then the core is offered to others even where every rank should have one to itself: on a machine that
         does other things as well, the other side of the transfer may be waiting for this very core.

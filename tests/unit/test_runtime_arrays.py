@@ -7,12 +7,12 @@ import math
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from runtime_support import LIMIT_S, GuardedTransport, LocalFarm, here, local_farm, new_gate, wait_at_gate, where
+from runtime_support import LIMIT_S, GuardedTransport, LocalFarm, here, local_farm, wait_at_gate, where
 
 from taskfarm.config import Config
 from taskfarm.errors import UsageError
@@ -22,20 +22,6 @@ from taskfarm.scheduling.quiescence import Wait
 from taskfarm.transport.local import LocalHub
 from taskfarm.transport.memory import memory_of
 from taskfarm.wire.frames import Frame, Kind
-
-
-@pytest.fixture
-def farm() -> Iterator[LocalFarm]:
-    """A farm of three workers."""
-    with local_farm(4) as running:
-        yield running
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """What `wait_at_gate` waits for."""
-    with new_gate() as closed:
-        yield closed
 
 
 def send_array(rank: int, number: int, array: Any, timeout_s: float = math.inf) -> bool:

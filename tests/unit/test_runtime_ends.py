@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from runtime_support import (
     hold_rank,
     local_farm,
     logs,
-    new_gate,
     note,
     receive,
     send,
@@ -30,20 +28,6 @@ from taskfarm.runtime.endpoint import TASK_ENDED
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.quiescence import Wait
 from taskfarm.wire.frames import Frame, Kind
-
-
-@pytest.fixture
-def farm() -> Iterator[LocalFarm]:
-    """A farm of three workers."""
-    with local_farm(4) as running:
-        yield running
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """What `hold_rank` and `wait_at_gate` wait for."""
-    with new_gate() as closed:
-        yield closed
 
 
 @pytest.fixture(autouse=True)

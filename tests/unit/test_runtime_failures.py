@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from runtime_support import LocalFarm, everywhere, fail_on, here, hold_rank, local_farm, logs, new_gate, note
+from runtime_support import LocalFarm, everywhere, fail_on, here, hold_rank, local_farm, logs, note
 
 from taskfarm.config import Config, OnError
 from taskfarm.errors import RemoteError
@@ -20,13 +20,6 @@ def farm() -> Iterator[LocalFarm]:
     """A farm of four workers: rank 2 has a child of its own in the tree."""
     with local_farm(5) as running:
         yield running
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """What `hold_rank` waits for."""
-    with new_gate() as closed:
-        yield closed
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runtime_support import FULL, LocalFarm, here, local_farm, new_gate, receive, send, wait_at_gate, where
+from runtime_support import FULL, LocalFarm, here, receive, send, wait_at_gate, where
 
 from taskfarm.errors import UsageError
 from taskfarm.ids import ObjectId
@@ -20,20 +19,6 @@ from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.work import pack_work
 from taskfarm.wire.codec import pack
 from taskfarm.wire.frames import Frame, Kind
-
-
-@pytest.fixture
-def farm() -> Iterator[LocalFarm]:
-    """A farm of three workers."""
-    with local_farm(4) as running:
-        yield running
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """What `wait_at_gate` waits for."""
-    with new_gate() as closed:
-        yield closed
 
 
 def boom(kind: type[BaseException], *args: Any) -> None:
