@@ -1,0 +1,391 @@
+"""Which worker gets which items of which job, and how many at a time.
+
+Theory of operation. A *job* is a sequence of items, numbered from 0, that become available over time (the calls of
+`submit`; what a `map` has read ahead). Items leave as *batches*: a run of consecutive items for one worker. Two things
+are learnt from every batch that comes back:
+
+* the **pace** of its job, seconds per item, from which follows how many items make a batch of `TARGET_S`. A batch is
+  never more than a share of what is waiting, so the tail is spread over all workers;
+* the **way** of its worker, the time to rank 0 and back. A worker says how long it had nothing to do before a batch;
+  with the work that it had when the batch was dealt, that makes the way. As much work as the way is long is kept under
+  way, and two batches at least, but one if it takes long. So a busy rank 0, a slow network and very short batches are
+  all answered by the same rule, and tasks of seconds are not queued behind one another.
+
+What is not known yet is found out carefully: first batches are one item, one batch per worker. An item that takes
+much longer than its job's pace said holds up nobody: the worker gives back what it has not begun, and it is dealt anew.
+
+Nothing here knows the time; what took how long comes in as an argument.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from taskfarm.errors import ProtocolError
+
+__all__ = ["LOOK_AHEAD_S", "TARGET_S", "Batch", "Dealer", "give_back_s", "target_s"]
+
+# Seconds. A message costs some 20 us of rank 0 and of the worker, which is 1 % of this.
+TARGET_S = 2e-3
+HANDLING_S = 50e-6  # of rank 0 per batch and worker, with room to spare: more than 40 workers get longer batches
+GIVE_BACK = 5  # a batch that has taken so many times the target was dealt on a wrong guess
+LONG_S = 50e-3  # a batch from here on loses less than 1 % by the way to rank 0 and back, even if that is busy
+LOOK_AHEAD_S = 0.1  # work per worker to have ready, since whoever supplies the items may be busy with something else
+UNKNOWN_S = 1e3  # taken for a batch of which nothing is known: nothing is sent behind it
+MAX_WAY_S = 0.1  # longer than rank 0 is ever busy without looking, unless in C code that holds the interpreter
+STARVED = 0.02  # part of a batch's time for which a worker may have waited for it
+MAX_DEPTH = 64  # batches at once; of the shortest tasks (2 us with their message) some 0.1 ms
+CALMING = 0.995  # per batch: a way that was long once is forgotten after some hundred batches
+GROWTH = 8  # a batch is at most so many times as large as the largest that was measured
+SHARES = 2  # a batch is at most 1 / SHARES of a worker's share of what is waiting
+FORGET = 0.8  # weight of the past, per batch
+MAX_LOOK_AHEAD = 1 << 17  # items per worker: a list of so many small integers takes 5 MB
+MIN_LOOK_AHEAD = 4  # batches per worker
+BATCH_BYTES = 4 << 20  # of a batch, where an item is not larger: its message takes longer than the target anyhow
+LOOK_AHEAD_BYTES = 64 << 20  # of a job
+BYTES_CALMING = 0.9  # per batch: how fast large items are forgotten
+SHORTEST_S = 1e-8  # nothing in Python takes less
+
+
+def target_s(n_workers: int) -> float:
+    """Return how many seconds a batch should take where there are `n_workers` workers."""
+    return max(TARGET_S, n_workers * HANDLING_S)
+
+
+def give_back_s(n_workers: int) -> float:
+    """Return after how many seconds a worker gives back what it has not begun of a batch."""
+    return GIVE_BACK * target_s(n_workers)
+
+
+class Batch(NamedTuple):
+    """Items `start` up to, not including, `stop` of job `job`, for `worker`."""
+
+    number: int
+    job: int
+    worker: int
+    start: int
+    stop: int
+
+
+class _Lane:
+    """What is known of one worker."""
+
+    __slots__ = ("first", "flying_s", "index", "least", "n_flying", "rested", "way_s", "worker")
+
+    def __init__(self, worker: int, index: int) -> None:
+        self.worker = worker
+        self.index = index
+        self.least = 1  # batches that may be under way however long they take
+        self.n_flying = 0
+        self.flying_s = 0.0  # how long these should take
+        self.rested = True  # there was nothing for it to do
+        self.first = 0  # number of the batch that ended that
+        self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more batch should be on its way."""
+        return self.n_flying < self.least or (self.flying_s < self.way_s and self.n_flying < MAX_DEPTH)
+
+
+class _Job:
+    """What is known of one job."""
+
+    __slots__ = (
+        "item_bytes", "largest", "n_flying", "n_items", "n_waiting", "n_workers", "number", "seconds", "unit",
+        "waiting", "weight",
+    )  # fmt: skip
+
+    def __init__(self, number: int, n_workers: int, unit: int | None) -> None:
+        self.number = number
+        self.n_workers = n_workers
+        self.unit = unit
+        self.item_bytes = 1.0
+        self.n_items = 0
+        self.n_waiting = 0
+        self.n_flying = 0
+        self.waiting: deque[tuple[int, int]] = deque()
+        self.seconds = 0.0
+        self.weight = 0.0
+        self.largest = 1
+
+    def task_s(self) -> float | None:
+        """Return the seconds that an item takes, None while that is not known."""
+        return max(self.seconds / self.weight, SHORTEST_S) if self.weight else None
+
+    def expected_s(self, n: int) -> float:
+        """Return how long a batch of `n` items should keep a worker busy, for deciding whether to send another one."""
+        task_s = self.task_s()
+        if task_s is None:
+            return UNKNOWN_S
+        return n * task_s if self.unit is not None else max(n * task_s, HANDLING_S)
+
+    def batch_size(self) -> int:
+        """Return the number of items that the next batch should have."""
+        if self.unit is not None:
+            return self.unit
+        task_s = self.task_s()
+        if task_s is None:
+            return 1
+        wanted = min(int(target_s(self.n_workers) / task_s), GROWTH * self.largest, int(BATCH_BYTES / self.item_bytes))
+        share = -(-self.n_waiting // (SHARES * self.n_workers))
+        return max(1, min(wanted, max(share, int(HANDLING_S / task_s))))  # one item may be larger than a batch
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Remove up to `size` consecutive items from those that wait, and return where they start and stop."""
+        start, stop = self.waiting.popleft()
+        if stop - start > size:
+            self.waiting.appendleft((start + size, stop))
+            stop = start + size
+        self.n_waiting -= stop - start
+        return start, stop
+
+
+class Dealer:
+    """Deals the items of jobs to workers.
+
+    Parameters
+    ----------
+    workers : iterable of int
+        Their ranks.
+
+    Attributes
+    ----------
+    flying : dict of int to Batch
+        Batches that were dealt and have not come back, by number.
+    """
+
+    def __init__(self, workers: Iterable[int]) -> None:
+        self._lanes = {worker: _Lane(worker, index) for index, worker in enumerate(workers)}
+        self._idle: OrderedDict[int, _Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
+        self._roomy: OrderedDict[int, _Lane] = OrderedDict()  # busy, with room for one more batch
+        self._jobs: dict[int, _Job] = {}
+        self._turn: OrderedDict[int, _Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
+        self._n_dealt = 0
+        self._plans: dict[int, tuple[float, float]] = {}  # seconds expected for a batch, and for those before it
+        self.flying: dict[int, Batch] = {}
+
+    # Events
+
+    def on_job(self, number: int, n_workers: int, unit: int | None = None) -> None:
+        """Note a new job.
+
+        Parameters
+        ----------
+        number : int
+            Its number.
+        n_workers : int
+            How many of the workers it may use.
+        unit : int, optional
+            Items per batch; by default as the pace suggests.
+        """
+        self._jobs[number] = _Job(number, min(n_workers, len(self._lanes)), unit)
+
+    def on_items(self, number: int, n: int) -> None:
+        """Note that `n` more items of job `number` are available."""
+        job = self._jobs[number]
+        if n <= 0:
+            return
+        start = job.n_items
+        job.n_items += n
+        job.n_waiting += n
+        if job.waiting and job.waiting[-1][1] == start:
+            job.waiting[-1] = (job.waiting[-1][0], start + n)
+        else:
+            job.waiting.append((start, start + n))
+        self._turn.setdefault(number, job)
+
+    def on_done(self, number: int, n_done: int, seconds: float, gap_s: float) -> Batch:
+        """Take in that the first `n_done` items of a batch were run; the rest is dealt anew.
+
+        Parameters
+        ----------
+        number : int
+            The batch's number.
+        n_done : int
+            How many of its items were run.
+        seconds : float
+            How long that took.
+        gap_s : float
+            How long the worker had nothing to do before.
+
+        Raises
+        ------
+        ProtocolError
+            If there is no such batch, or it does not have so many items.
+        """
+        batch, ahead_s = self._landed(number, n_done)
+        job = self._jobs.get(batch.job)
+        if job is not None:
+            if n_done:
+                job.seconds = job.seconds * FORGET + seconds
+                job.weight = job.weight * FORGET + n_done
+                job.largest = max(job.largest, n_done)
+            if batch.start + n_done < batch.stop:
+                self._put_back(job, [(batch.start + n_done, batch.stop)])
+            if not job.n_flying and not job.n_waiting:  # what comes next may be of another kind
+                job.seconds = job.weight = 0.0
+                job.largest = 1
+        lane = self._lanes[batch.worker]
+        self._adapt(lane, seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
+        self._place(lane)
+        return batch
+
+    def on_bytes(self, number: int, n: int, size_bytes: int) -> None:
+        """Note that `n` items, or their results, of job `number` took so many bytes."""
+        job = self._jobs.get(number)
+        if job is not None:
+            job.item_bytes = max(BYTES_CALMING * job.item_bytes, size_bytes / n)
+
+    def on_unsent(self, number: int) -> Batch:
+        """Take back a batch that could not be sent as a whole; its items are dealt one by one."""
+        batch, _ = self._landed(number, 0)
+        job = self._jobs.get(batch.job)
+        if job is not None and batch.stop - batch.start > 1:
+            self._put_back(job, [(item, item + 1) for item in range(batch.start, batch.stop)])
+        self._place(self._lanes[batch.worker])
+        return batch
+
+    def on_void(self, number: int) -> Batch:
+        """Take in that there is nothing to do about the items of a batch, or nothing more."""
+        batch, _ = self._landed(number, 0)
+        self._place(self._lanes[batch.worker])
+        return batch
+
+    def drop_waiting(self, number: int) -> list[tuple[int, int]]:
+        """Forget the items of a job that wait to be dealt; return where they start and stop."""
+        job = self._jobs.get(number)
+        if job is None:
+            return []
+        dropped = list(job.waiting)
+        job.waiting.clear()
+        job.n_waiting = 0
+        self._turn.pop(number, None)
+        return dropped
+
+    def drop_job(self, number: int) -> None:
+        """Forget a job; batches of it may still be flying."""
+        self.drop_waiting(number)
+        del self._jobs[number]
+
+    # Decisions
+
+    def deal(self) -> Iterator[Batch]:
+        """Yield, one by one, the batches that should leave now."""
+        passed = 0
+        while self._turn and passed < len(self._turn) and (self._idle or self._roomy):
+            number, job = self._turn.popitem(last=False)
+            self._turn[number] = job
+            lane = self._pick(job)
+            if lane is None:
+                passed += 1
+                continue
+            passed = 0
+            start, stop = job.take(job.batch_size())
+            if not job.n_waiting:
+                del self._turn[number]
+            self._n_dealt += 1
+            batch = Batch(self._n_dealt, number, lane.worker, start, stop)
+            self.flying[batch.number] = batch
+            expected_s = job.expected_s(stop - start)
+            self._plans[batch.number] = expected_s, lane.flying_s
+            job.n_flying += 1
+            lane.n_flying += 1
+            lane.flying_s += expected_s
+            if lane.rested:
+                lane.rested = False
+                lane.first = batch.number
+            self._place(lane)
+            yield batch
+
+    def look_ahead(self, number: int) -> int:
+        """Return how many items of a job should be available, so that no worker waits for the one who supplies them."""
+        job = self._jobs.get(number)
+        if job is None:  # not announced yet
+            return MIN_LOOK_AHEAD
+        task_s = job.task_s()
+        least = MIN_LOOK_AHEAD * (job.unit or 1)
+        ahead = least if task_s is None else int(min(max(LOOK_AHEAD_S / task_s, least), max(MAX_LOOK_AHEAD, least)))
+        return max(min(ahead * job.n_workers, int(LOOK_AHEAD_BYTES / job.item_bytes)), least * job.n_workers)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether items of any job are available and not dealt."""
+        return bool(self._turn)
+
+    def n_waiting(self, number: int) -> int:
+        """Return how many items of a job are available and not dealt."""
+        job = self._jobs.get(number)
+        return 0 if job is None else job.n_waiting
+
+    def n_busy(self) -> int:
+        """Return the number of workers that have something to do."""
+        return len(self._lanes) - len(self._idle)
+
+    def task_s(self, number: int) -> float | None:
+        """Return the measured seconds per item of a job, None while there is no measurement."""
+        return self._jobs[number].task_s()
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between two events."""
+        for lane in self._lanes.values():
+            flying = sum(batch.worker == lane.worker for batch in self.flying.values())
+            assert flying == lane.n_flying
+            assert (lane.worker in self._idle) == (not lane.n_flying)
+            assert (lane.worker in self._roomy) == (lane.n_flying > 0 and lane.has_room)
+            assert 1 <= lane.least <= 2
+            assert lane.n_flying <= MAX_DEPTH
+        for number, job in self._jobs.items():
+            assert job.n_waiting == sum(stop - start for start, stop in job.waiting)
+            assert (number in self._turn) == (job.n_waiting > 0)
+
+    # Details
+
+    def _landed(self, number: int, n_done: int) -> tuple[Batch, float]:
+        batch = self.flying.get(number)
+        if batch is None or not 0 <= n_done <= batch.stop - batch.start:
+            raise ProtocolError(f"batch {number} with {n_done} items done is not one that was dealt")
+        del self.flying[number]
+        expected_s, ahead_s = self._plans.pop(number)
+        lane = self._lanes[batch.worker]
+        lane.n_flying -= 1
+        lane.flying_s = lane.flying_s - expected_s if lane.n_flying else 0.0
+        job = self._jobs.get(batch.job)
+        if job is not None:
+            job.n_flying -= 1
+        return batch, ahead_s
+
+    def _put_back(self, job: _Job, ranges: list[tuple[int, int]]) -> None:
+        job.waiting.extendleft(reversed(ranges))
+        job.n_waiting += sum(stop - start for start, stop in ranges)
+        self._turn.setdefault(job.number, job)
+
+    def _adapt(self, lane: _Lane, seconds: float, gap_s: float, ahead_s: float) -> None:
+        """Learn from what a worker tells of a batch, which was dealt when it had work for `ahead_s` seconds."""
+        if gap_s > STARVED * seconds:
+            lane.way_s = max(lane.way_s, min(gap_s + ahead_s, MAX_WAY_S))
+        lane.way_s *= CALMING
+        is_long = seconds >= LONG_S and lane.way_s <= STARVED * seconds
+        lane.least = 1 if is_long else 2
+
+    def _pick(self, job: _Job) -> _Lane | None:
+        for lanes in (self._idle, self._roomy):
+            for lane in lanes.values():
+                if lane.index < job.n_workers:
+                    return lane
+        return None
+
+    def _place(self, lane: _Lane) -> None:
+        if lane.n_flying == 0:
+            self._roomy.pop(lane.worker, None)
+            self._idle.setdefault(lane.worker, lane)
+            if not self._turn:
+                lane.rested = True
+                lane.least = 1  # what comes next may be of another kind
+        else:
+            self._idle.pop(lane.worker, None)
+            self._roomy.pop(lane.worker, None)
+            if lane.has_room:
+                self._roomy[lane.worker] = lane  # at the end: the workers take turns

@@ -1,0 +1,221 @@
+"""Dealing of items to workers: how many, to whom, and what is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from taskfarm.errors import ProtocolError
+from taskfarm.scheduling.dealing import (
+    BATCH_BYTES,
+    HANDLING_S,
+    LOOK_AHEAD_BYTES,
+    MAX_DEPTH,
+    TARGET_S,
+    Batch,
+    Dealer,
+    give_back_s,
+    target_s,
+)
+
+JOB = 7
+
+
+@pytest.fixture
+def dealer() -> Iterator[Dealer]:
+    dealer = Dealer([1, 2])
+    dealer.on_job(JOB, 2)
+    yield dealer
+    dealer.check_invariants()
+
+
+def deal(dealer: Dealer) -> list[Batch]:
+    batches = list(dealer.deal())
+    dealer.check_invariants()
+    return batches
+
+
+def test_first_batches_are_one_item_and_one_per_worker(dealer: Dealer) -> None:
+    """Of what nothing is known yet, no worker gets more than one item, whatever waits."""
+    dealer.on_items(JOB, 100)
+    assert deal(dealer) == [Batch(1, JOB, 1, 0, 1), Batch(2, JOB, 2, 1, 2)]
+    assert deal(dealer) == []
+    assert dealer.n_waiting(JOB) == 98
+    assert dealer.n_busy() == 2
+
+
+def test_short_tasks_get_large_batches_and_two_of_them(dealer: Dealer) -> None:
+    """Batches grow to the target, and the next one is there before the last has ended."""
+    dealer.on_items(JOB, 1_000_000)
+    deal(dealer)
+    for _ in range(20):
+        for batch in list(dealer.flying.values()):
+            dealer.on_done(batch.number, batch.stop - batch.start, 1e-6 * (batch.stop - batch.start), 0.0)
+            deal(dealer)
+    sizes = {batch.stop - batch.start for batch in dealer.flying.values()}
+    assert sizes <= {int(TARGET_S / 1e-6) - 1, int(TARGET_S / 1e-6)}  # the pace is a rounded mean
+    assert sorted(batch.worker for batch in dealer.flying.values()) == [1, 1, 2, 2]
+
+
+def test_long_tasks_are_not_queued_behind_one_another(dealer: Dealer) -> None:
+    """While a worker runs tasks of a second, none waits behind them that another one could take."""
+    dealer.on_items(JOB, 100)
+    for _ in range(6):
+        deal(dealer)
+        dealer.on_done(next(iter(dealer.flying)), 1, 1.0, 1e-4)
+    deal(dealer)
+    assert sorted(batch.worker for batch in dealer.flying.values()) == [1, 2]
+
+
+def test_a_long_way_is_filled_with_work() -> None:
+    """If a worker waits although items do, more batches are sent to it; forgotten when it waits no more."""
+    dealer = Dealer([1])
+    dealer.on_job(JOB, 1, 1)
+    dealer.on_items(JOB, 100_000)
+    deal(dealer)
+    for _ in range(20):
+        dealer.on_done(next(iter(dealer.flying)), 1, 1e-3, 10e-3)
+        deal(dealer)
+    assert 10 <= len(dealer.flying) <= 40
+    for _ in range(3000):
+        dealer.on_done(next(iter(dealer.flying)), 1, 1e-3, 0.0)
+        deal(dealer)
+    assert len(dealer.flying) == 2
+    assert MAX_DEPTH > 40
+
+
+def test_the_tail_is_shared(dealer: Dealer) -> None:
+    """Near the end batches get smaller, but not so small that messages would take longer than the work."""
+    dealer.on_items(JOB, 4000)
+    sizes = [batch.stop - batch.start for batch in deal(dealer)]
+    while dealer.flying:
+        number = next(iter(dealer.flying))
+        batch = dealer.flying[number]
+        n = batch.stop - batch.start
+        dealer.on_done(number, n, n * 10e-6, 0.0)
+        sizes += [batch.stop - batch.start for batch in deal(dealer)]
+    assert sum(sizes) == 4000
+    assert max(sizes) == int(TARGET_S / 10e-6)
+    assert sizes[-3] <= int(TARGET_S / 10e-6) // 2
+    assert sorted(sizes[2:])[2] >= int(HANDLING_S / 10e-6)
+
+
+def test_chunksize_is_obeyed() -> None:
+    """A size that was asked for is used, whatever the pace."""
+    dealer = Dealer([1, 2, 3])
+    dealer.on_job(JOB, 3, 10)
+    dealer.on_items(JOB, 35)
+    sizes = []
+    while batches := deal(dealer):
+        sizes += [batch.stop - batch.start for batch in batches]
+        for batch in batches:
+            dealer.on_done(batch.number, batch.stop - batch.start, 1e-6, 0.0)
+    assert sizes == [10, 10, 10, 5]
+
+
+def test_what_was_not_begun_is_dealt_anew_and_first(dealer: Dealer) -> None:
+    """The rest of a batch that a worker gives back comes before later items."""
+    dealer.on_items(JOB, 10)
+    first, second = deal(dealer)
+    for batch in (first, second):
+        dealer.on_done(batch.number, 1, 1e-6, 0.0)
+    batch = deal(dealer)[0]
+    assert batch.stop - batch.start > 1
+    dealer.on_done(batch.number, 1, 0.5, 0.0)
+    assert deal(dealer)[0].start == batch.start + 1
+
+
+def test_what_cannot_be_sent_together_is_sent_one_by_one() -> None:
+    """Items of a batch that does not pickle are dealt singly, in their order."""
+    dealer = Dealer([1])
+    dealer.on_job(JOB, 1, 4)
+    dealer.on_items(JOB, 8)
+    (batch,) = deal(dealer)
+    assert dealer.on_unsent(batch.number) == batch
+    seen = []
+    while dealer.flying or dealer.has_waiting:
+        for one in deal(dealer):
+            seen.append((one.start, one.stop))
+            dealer.on_done(one.number, one.stop - one.start, 1e-3, 0.0)
+    assert seen == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 8)]
+
+
+def test_jobs_take_turns() -> None:
+    """Two jobs with items get batches in turn, and a limited one stays on its workers."""
+    dealer = Dealer([1, 2, 3, 4])
+    dealer.on_job(1, 4, 1)
+    dealer.on_job(2, 1, 1)
+    dealer.on_items(1, 10)
+    dealer.on_items(2, 10)
+    batches = deal(dealer)
+    assert {batch.job for batch in batches} == {1, 2} or {batch.worker for batch in batches} == {1, 2, 3, 4}
+    assert {batch.worker for batch in batches if batch.job == 2} <= {1}
+
+
+def test_dropped_items_are_not_dealt(dealer: Dealer) -> None:
+    """What waits can be dropped; what is under way comes back and changes nothing."""
+    dealer.on_items(JOB, 10)
+    batch, _ = deal(dealer)
+    assert dealer.drop_waiting(JOB) == [(2, 10)]
+    assert dealer.drop_waiting(99) == []
+    dealer.drop_job(JOB)
+    dealer.on_done(batch.number, 0, 0.0, 0.0)
+    assert deal(dealer) == []
+
+
+@pytest.mark.parametrize(("number", "n_done"), [(5, 1), (1, 2), (1, -1)])
+def test_impossible_reports_change_nothing(dealer: Dealer, number: int, n_done: int) -> None:
+    """A report of a batch that was not dealt, or of more items than it has, raises `ProtocolError`."""
+    dealer.on_items(JOB, 2)
+    flying = {batch.number: batch for batch in deal(dealer)}
+    with pytest.raises(ProtocolError, match=f"batch {number}"):
+        dealer.on_done(number, n_done, 1.0, 0.0)
+    assert dealer.flying == flying
+
+
+def test_pace_is_forgotten_when_a_job_rests(dealer: Dealer) -> None:
+    """After a burst of tiny tasks, a second burst is found out anew: it may be of another kind."""
+    for _ in range(2):
+        dealer.on_items(JOB, 3)
+        assert [batch.stop - batch.start for batch in deal(dealer)] == [1, 1]
+        while dealer.flying:
+            dealer.on_done(next(iter(dealer.flying)), 1, 1e-6, 0.0)
+            deal(dealer)
+            assert (dealer.task_s(JOB) is None) == (not dealer.flying)
+        assert dealer.task_s(JOB) is None
+
+
+def test_look_ahead_follows_the_pace(dealer: Dealer) -> None:
+    """A few items per worker while nothing is known, then a tenth of a second's work, within bounds."""
+    few = dealer.look_ahead(JOB)
+    dealer.on_items(JOB, 1000)
+    batch = deal(dealer)[0]
+    dealer.on_done(batch.number, 1, 1e-4, 0.0)
+    assert few == 8
+    assert dealer.look_ahead(JOB) == 2000
+
+
+def test_large_items_leave_in_small_batches(dealer: Dealer) -> None:
+    """However fast the tasks, batches and what is read ahead are bounded in bytes, too; but one item always goes."""
+    dealer.on_items(JOB, 1000)
+    for batch in deal(dealer):
+        dealer.on_bytes(JOB, 1, 1 << 20)
+        dealer.on_done(batch.number, 1, 1e-5, 0.0)
+    for _ in range(10):
+        deal(dealer)
+        batch = dealer.flying[min(dealer.flying)]
+        dealer.on_done(batch.number, batch.stop - batch.start, 1e-5 * (batch.stop - batch.start), 0.0)
+    assert max(batch.stop - batch.start for batch in deal(dealer) or dealer.flying.values()) == BATCH_BYTES >> 20
+    assert dealer.look_ahead(JOB) == LOOK_AHEAD_BYTES >> 20
+    dealer.on_bytes(JOB, 1, 1 << 40)
+    dealer.on_done(min(dealer.flying), 1, 1e-5, 0.0)
+    assert {batch.stop - batch.start for batch in deal(dealer)} == {1}
+    assert dealer.look_ahead(JOB) == 8
+
+
+def test_many_workers_get_longer_batches() -> None:
+    """Rank 0 handles the batches of a thousand workers one after another: they must last longer."""
+    assert target_s(4) == TARGET_S
+    assert target_s(1000) == pytest.approx(0.05)
+    assert give_back_s(1000) == pytest.approx(0.25)
