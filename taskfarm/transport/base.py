@@ -127,6 +127,21 @@ class Transport(Protocol):
     def n_unsent(self) -> int:
         """Number of MPI sends that are not complete."""
 
+    def begin_doze(self) -> bool:
+        """Announce that this process is going to `doze`; False if it has something to do first."""
+
+    def doze(self, timeout_s: float) -> None:
+        """Sleep until a frame may have come, `wake` is called, or `timeout_s` seconds are over; moves nothing.
+
+        The one method that may be called while another thread moves frames.
+        """
+
+    def end_doze(self) -> None:
+        """Take back what `begin_doze` announced; harmless if it did not."""
+
+    def wake(self) -> None:
+        """End a `receive` or `doze` of this process early; may be called from any thread."""
+
     def close(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
         """Agree with all other ranks, which call it too, that every frame has arrived; then free everything.
 

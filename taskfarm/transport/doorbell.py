@@ -67,8 +67,6 @@ class Doorbell:
         except OSError:
             self._socket.close()
             raise
-        self._poll = select.poll()  # select.select refuses descriptors above 1023
-        self._poll.register(self._socket, select.POLLIN)
 
     def _address(self, rank: int) -> str:
         return f"\0taskfarm-{self._job}-{rank}"
@@ -125,6 +123,11 @@ class Doorbell:
             with contextlib.suppress(OSError):  # it just left, or its queue is full and it wakes anyhow
                 self._socket.sendto(self._secret, self._addresses[rank])
 
+    def ring_self(self) -> None:
+        """Wake a thread of this process that sleeps here."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(self._secret, self._address(self._rank))
+
     def publish(self, asleep: bool) -> None:
         """Tell the neighbours whether this rank has to be rung."""
         if self._memory is not None:
@@ -132,7 +135,9 @@ class Doorbell:
 
     def sleep(self, timeout_s: float) -> None:
         """Sleep until the bell rings, at most `timeout_s` seconds."""
-        if self._poll.poll(timeout_s * 1e3):
+        poll = select.poll()  # select.select refuses descriptors above 1023; a new one, for two threads may sleep here
+        poll.register(self._socket, select.POLLIN)
+        if poll.poll(timeout_s * 1e3):
             with contextlib.suppress(BlockingIOError):
                 while True:
                     self._socket.recv(256)

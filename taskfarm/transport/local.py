@@ -46,6 +46,7 @@ class LocalTransport:
         self.size = hub.size
         self.interrupted = False
         self.direct = LocalDirect(hub, self)
+        self._woken = False
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Copy `frame` into the queue of `dest`."""
@@ -89,7 +90,30 @@ class LocalTransport:
                     return None
                 self._hub.changed.wait(min(left, 60.0))
                 raise_if_interrupted(self)
+                if self._woken:
+                    self._woken = False
+                    return None
         return self.receive_nowait()
+
+    def begin_doze(self) -> bool:
+        """Tell whether there is nothing to do."""
+        return not self._hub.queues[self.rank]
+
+    def doze(self, timeout_s: float) -> None:
+        """Sleep until a frame comes."""
+        with self._hub.changed:
+            if not self._hub.queues[self.rank] and not self._woken:
+                self._hub.changed.wait(timeout_s)
+            self._woken = False
+
+    def end_doze(self) -> None:
+        """Do nothing: nobody was told."""
+
+    def wake(self) -> None:
+        """End a wait of this process early."""
+        with self._hub.changed:
+            self._woken = True
+            self._hub.changed.notify_all()
 
     def complete_sends(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
         """Return True at once: a local send copies."""

@@ -30,6 +30,7 @@ from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.clearance import Clearance, Signal, patience_s
 from taskfarm.transport.direct import MpiDirect
 from taskfarm.transport.doorbell import Doorbell
+from taskfarm.transport.dozing import Dozing
 from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
 from taskfarm.transport.memory import PIECE_BYTES
 from taskfarm.transport.pool import BufferPool
@@ -80,7 +81,7 @@ def _chunks(memory: Buffer) -> Iterator[memoryview]:
         yield view[start : start + BULK_CHUNK_BYTES]
 
 
-class MpiTransport:
+class MpiTransport(Dozing):
     """Transport over MPI; see `taskfarm.transport.base.Transport` for the methods.
 
     Parameters
@@ -110,6 +111,7 @@ class MpiTransport:
         self.rank: int = control.rank
         self.size: int = control.size
         self.interrupted = False
+        self._woken = False
         self._sends: deque[tuple[MPI.Request, object]] = deque()  # with the memory that they keep alive
         self._borrowed: deque[tuple[MPI.Request, object]] = deque()
         self._arriving: dict[int, deque[_Arrival]] = {}
@@ -329,6 +331,9 @@ class MpiTransport:
                     return item
                 if self.interrupted:
                     raise_if_interrupted(self)
+                if self._woken:
+                    self._woken = False
+                    return None
                 now = time.monotonic()
                 if now >= deadline:
                     return None

@@ -12,7 +12,7 @@ import time
 
 from taskfarm.transport.doorbell import Doorbell
 
-__all__ = ["CROWDED_RANKS_PER_CORE", "Waiter"]
+__all__ = ["CROWDED_RANKS_PER_CORE", "POLLS_BEFORE_SLEEP", "Waiter"]
 
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
 FIRST_POLLS = 32  # 10 us, before the clock is read for the first time: a partner that is awake answers within that
@@ -117,6 +117,24 @@ class Waiter:
         else:
             self._bell.sleep(min(self._next_bell_sleep(waited), limit))
             self._polls_due = POLLS_BEFORE_SLEEP
+
+    def announce(self) -> None:
+        """Publish that this rank is going to `doze`; the caller polls `POLLS_BEFORE_SLEEP` times before it does."""
+        if self._bell is not None:
+            self._published = True
+            self._bell.publish(True)
+
+    def doze(self, timeout_s: float) -> None:
+        """Sleep until the bell rings, for at most `timeout_s` seconds, or as long as polling allows."""
+        if self._bell is None:
+            time.sleep(min(timeout_s, POLL_SLEEP_S))
+        else:
+            self._bell.sleep(min(timeout_s, MAX_SLEEP_S if self._all_ring else POLL_SLEEP_S))
+
+    def wake(self) -> None:
+        """End a sleep of this process in `idle` or `doze`; may be called from any thread."""
+        if self._bell is not None:
+            self._bell.ring_self()
 
     def _next_bell_sleep(self, waited: float) -> float:
         if not self._all_ring:

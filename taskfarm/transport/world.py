@@ -93,6 +93,10 @@ class World:
             MPI.COMM_WORLD.Abort(status)
         os._exit(status)
 
+    def allows_threads(self) -> bool:
+        """Tell whether threads may take turns in calling MPI."""
+        return bool(MPI.Query_thread() >= MPI.THREAD_SERIALIZED)
+
     def is_finalized(self) -> bool:
         """Tell whether MPI has ended here."""
         return bool(MPI.Is_finalized())

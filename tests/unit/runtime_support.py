@@ -80,7 +80,7 @@ class GuardedTransport(LocalTransport):
         """Receive, but not for ever."""
         limit = time.monotonic() + LIMIT_S
         item = super().receive(min(deadline, limit))
-        if item is None and deadline > limit and not self.interrupted:
+        if item is None and deadline > limit <= time.monotonic() and not self.interrupted:
             raise AssertionError(f"rank {self.rank} waited {LIMIT_S} s for a frame")
         return item
 
