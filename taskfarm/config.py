@@ -81,6 +81,9 @@ class Config:
         ``TASKFARM_DOORBELL``: 0 replaces the same-host wake-up by sleep-polling.
     receive : Receive
         ``TASKFARM_RECEIVE``: how small messages are taken from MPI.
+    blas_threads : int or None
+        ``TASKFARM_BLAS_THREADS``: threads that numerical libraries may use in a task of the executor; 0 leaves them
+        alone, by default it is the worker's share of its host's cores.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -91,6 +94,7 @@ class Config:
     spin: bool | None = None
     doorbell: bool = True
     receive: Receive = Receive.POSTED
+    blas_threads: int | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -114,6 +118,7 @@ class Config:
             spin=None if not spin else _flag(environ, "TASKFARM_SPIN", False),
             doorbell=_flag(environ, "TASKFARM_DOORBELL", default.doorbell),
             receive=Receive.parse(receive, "TASKFARM_RECEIVE") if receive else default.receive,
+            blas_threads=_count(environ, "TASKFARM_BLAS_THREADS"),
         )
 
 
@@ -137,3 +142,12 @@ def _flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
     if text not in ("0", "1"):
         raise UsageError(f"{name}={text!r} is neither 0 nor 1")
     return text == "1"
+
+
+def _count(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{name}={text!r} is not a whole number from 0 up")
+    return int(text)

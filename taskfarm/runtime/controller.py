@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from taskfarm.errors import UsageError
 from taskfarm.fast import new_tuple
@@ -46,6 +46,11 @@ class Controller(Endpoint):
         Host of each worker rank.
     surroundings : Surroundings
         The rest of the rank.
+
+    Attributes
+    ----------
+    before_end : callable or None
+        Called before the session ends, while its workers still serve.
     """
 
     def __init__(self, transport: Transport, hosts: Mapping[int, str], surroundings: Surroundings) -> None:
@@ -55,6 +60,7 @@ class Controller(Endpoint):
         self._workers = sorted(hosts)
         self._inquiry = Inquiry(range(transport.size))
         self._byes: set[int] = set()
+        self.before_end: Callable[[], None] | None = None
         self._handlers.update(
             {
                 Kind.DONE: self.on_done,
@@ -138,6 +144,8 @@ class Controller(Endpoint):
             (rank, number) of the tasks that are still running: all of them wait for others who will not come,
             or `deadline` has passed.
         """
+        if at_end and self.before_end is not None:
+            self.before_end()
         started = time.monotonic()
         warned = False
         asked_at = -math.inf
@@ -175,6 +183,10 @@ class Controller(Endpoint):
             self.transport.send(rank, Frame(Kind.QUERY, round_))
 
     # The end
+
+    def count_out(self, ranks: Collection[int]) -> None:
+        """Wait no longer for the good-bye of workers that are gone."""
+        self._byes.update(ranks)
 
     def set_worker_debug(self, level: int) -> None:
         """Set the debug level of all workers."""

@@ -124,6 +124,10 @@ class Endpoint:
 
     # Taking in
 
+    def add_handler(self, kind: Kind, handler: Callable[[int, Frame], None]) -> None:
+        """Have frames of `kind` handled by `handler` from now on."""
+        self._handlers[kind] = handler
+
     def handle(self, source: int, frame: Frame) -> None:
         """React to one frame; a frame that does not fit is logged and changes nothing."""
         handler = self._handlers.get(frame.kind)

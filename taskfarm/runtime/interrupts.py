@@ -16,14 +16,17 @@ from types import CodeType, FrameType
 from typing import Any
 
 from taskfarm.runtime.arrays import ArrayExchange
+from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.deliveries import Deliveries
 from taskfarm.runtime.endpoint import Endpoint
 from taskfarm.runtime.runner import run
 from taskfarm.transport.base import Transport
+from taskfarm.transport.stream import pause
 from taskfarm.transport.waiting import Waiter
 
 __all__ = ["defer_on_controller", "deferred_on_worker", "is_critical", "wakeup_socket"]
 
-_SAFE = frozenset({run.__code__, Waiter.idle.__code__, Waiter.busy.__code__})
+_SAFE = frozenset({run.__code__, Waiter.idle.__code__, Waiter.busy.__code__, pause.__code__, Crew.follow.__code__})
 
 
 def is_critical(frame: FrameType | None, critical: frozenset[CodeType]) -> bool:
@@ -53,6 +56,7 @@ def _critical_codes(transport: Transport) -> frozenset[CodeType]:
     ]
     methods += [Endpoint.handle, Endpoint.receive_letter, Endpoint.serve_until, Endpoint.serve_nowait]
     methods += [direct.wait_until, direct.finish, ArrayExchange.send, ArrayExchange.receive]
+    methods += [Crew.post, Crew.post_now, Crew.wait, Deliveries.run]
     return frozenset(method.__code__ for method in methods)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["CallOption", "ResultWanted"]
+__all__ = ["BatchOption", "CallOption", "FunctionOption", "ResultWanted"]
 
 
 class CallOption(IntEnum):
@@ -26,3 +26,23 @@ class ResultWanted(IntEnum):
     MESSAGE = 1  #: a result message
     VALUE = 2  #: with the value in it
     FAILED = 4  #: the task failed; the body is the failure
+
+
+class FunctionOption(IntEnum):
+    """What a FUNCTION frame carries."""
+
+    FUNCTION = 0
+    INITIALIZER = 1  #: (function, arguments), to be run at once; if it fails, so do all batches of its job
+
+
+class BatchOption(IntEnum):
+    """How a batch is packed, and how it is to be run; bits.
+
+    Without `TASKS` the items are pickled together, and the job's function is applied to each.
+    """
+
+    NOTHING = 0
+    STAR = 1  #: an item is the function's positional arguments
+    TASKS = 2  #: each item is work of its own, (function, args, kwargs), in a pickle of its own
+    BUFFERS = 4  #: tasks with raw buffers: the body says how many belong to each
+    GIVE_BACK = 8  #: a batch that takes long is ended early, and what was not begun is given back

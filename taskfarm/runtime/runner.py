@@ -6,6 +6,7 @@ The worker loop hands work to `run` and gets an `Outcome` back; it does not assu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
-from taskfarm.errors import ProtocolError, RankFailure
+from taskfarm.errors import ProtocolError, RankFailure, RemoteError
 from taskfarm.fast import new_tuple
 from taskfarm.wire.codec import pack, unpack
 from taskfarm.wire.frames import Buffer
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "encode_failure",
     "end_forked_child",
+    "exception_of",
     "failure_of",
     "is_own_file",
     "run",
@@ -121,6 +123,20 @@ def decode_failure(body: Buffer) -> RankFailure:
     return RankFailure(
         rank, host, type_name, message, trace, place, exception if isinstance(exception, BaseException) else None
     )
+
+
+def exception_of(failure: RankFailure | BaseException, what: str) -> BaseException:
+    """Return the exception to raise for a failure on another rank.
+
+    The exception itself where it travels, with the remote traceback as its ``__cause__``; else a `RemoteError`.
+    """
+    if isinstance(failure, BaseException):
+        return failure
+    exception = failure.exception
+    if exception is None:
+        return RemoteError(what, [failure])
+    exception.__cause__ = RemoteError(what, [dataclasses.replace(failure, exception=None)])
+    return exception
 
 
 def describe(fn: object) -> str:

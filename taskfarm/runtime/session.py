@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Session:
     phase : Phase
         How far the session is.
     thread : int
-        The thread that opened the session, the only one that may talk to MPI; 0 before, -1 in a forked child.
+        That opened the session, the only one that may talk to MPI; 0 before, -1 in a forked child, -2 while `share`d.
     exit_status : int or None
         The status that the process is about to exit with, once that is known.
     failed_late : bool
@@ -108,6 +108,8 @@ class Session:
         self.pid = os.getpid()
         self.thread = 0
         self._forked = False
+        self._owner = 0
+        self._before_entry: Callable[[], None] | None = None
         os.register_at_fork(after_in_child=self._note_fork)
         self.exit_status: int | None = None
         self.failed_late = False
@@ -136,11 +138,20 @@ class Session:
         """Raise `UsageError` in a second thread and in a forked child: only one thread of a rank talks to MPI."""
         if self._forked:
             raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
-        if get_ident() != self.thread and self.thread:
+        thread = self._owner or self.thread
+        if get_ident() != thread and thread:
             raise UsageError(
                 f"{what} in another thread than the one that opened the session: one thread per process talks to MPI; "
                 "hand the work to that thread (for example through queue.Queue)"
             )
+        if self._before_entry is not None:
+            self._before_entry()
+
+    def share(self, before_entry: Callable[[], None] | None) -> None:
+        """Have `before_entry` called at each entry of a face, as an executor uses the workers, too; None ends it."""
+        owner = self._owner or self.thread
+        self._owner, self.thread = (owner, -2) if before_entry else (0, owner)
+        self._before_entry = before_entry
 
     # The world
 

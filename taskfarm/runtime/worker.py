@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime import work
+from taskfarm.runtime.batches import BatchRunner
 from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
@@ -76,8 +78,14 @@ class Worker(Endpoint):
         self._forked = False
         self._deferred: deque[Incoming] = deque()
         self._home: str | None = None
+        batches = BatchRunner(
+            transport, surroundings.host, surroundings.registry, self._run_user_code, self._complete_sends
+        )
         self._handlers.update(
             {
+                Kind.FUNCTION: batches.on_function,
+                Kind.BATCH: batches.on_batch,
+                Kind.FORGET: batches.on_forget,
                 Kind.SPAWN: self.on_spawn,
                 Kind.CALL: self.on_call,
                 Kind.SYNC: self.on_sync,
@@ -116,11 +124,20 @@ class Worker(Endpoint):
     def _relay(self, frame: Frame) -> None:
         self.transport.send_to(self._children, frame, borrowed=True)
         if frame.buffers:  # the function may change the arrays
-            self._relays = True
-            try:
-                self.transport.complete_sends(math.inf, self.handle)
-            finally:
-                self._relays = False
+            self._complete_sends(math.inf)
+
+    def _complete_sends(self, limit_s: float) -> None:
+        """Move until borrowed memory may be changed; up to `limit_s` seconds until all is sent. New work waits."""
+        self._relays = True
+        try:
+            deadline = time.monotonic() + limit_s
+            self.transport.complete_sends(deadline, self.handle)
+            while limit_s < math.inf and self.transport.n_unsent and time.monotonic() < deadline:
+                item = self.transport.receive_nowait()
+                if item is not None:
+                    self.handle(*item)
+        finally:
+            self._relays = False
 
     # Tasks
 
@@ -163,9 +180,12 @@ class Worker(Endpoint):
 
     def _run_work(self, read: Callable[..., wire.Work], *args: Any) -> Outcome:
         """Unpack and run work; a request that does not unpickle is a failure like any other."""
+        return self._run_user_code(_read_and_call, read, args)
+
+    def _run_user_code(self, fn: Callable[..., Any], *args: Any) -> Outcome:
         self._in_user_code = True
         try:
-            outcome = run(_read_and_call, (read, args))
+            outcome = run(fn, args)
             if self._forked:
                 end_forked_child(outcome.exception)
             return outcome

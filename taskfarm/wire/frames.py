@@ -70,6 +70,10 @@ class Kind(IntEnum):
     QUIT = 15  #: end the session [-, -]
     BYE = 16  #: a worker has left its loop [-, -]
     ARRAY = 17  #: `option` says: an array is offered, or not any more [number of the sender, number of the receiver]
+    FUNCTION = 18  #: what the batches of a job run; `option` says if it is an initializer [job number, -]
+    BATCH = 19  #: items of a job, to be run one by one; `option` says how they are packed [batch number, job number]
+    BATCH_DONE = 20  #: what the items of a batch gave [batch number, number of items that were run]
+    FORGET = 21  #: a job has ended, its function is no longer needed [job number, -]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

@@ -24,6 +24,7 @@ def test_defaults() -> None:
         "spin": None,
         "doorbell": True,
         "receive": Receive.POSTED,
+        "blas_threads": None,
     }
 
 
@@ -41,6 +42,8 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_DOORBELL", "1", "doorbell", True),
     ("TASKFARM_RECEIVE", "matched", "receive", Receive.MATCHED),
     ("TASKFARM_RECEIVE", "plain", "receive", Receive.PLAIN),
+    ("TASKFARM_BLAS_THREADS", "0", "blas_threads", 0),
+    ("TASKFARM_BLAS_THREADS", "12", "blas_threads", 12),
 ]
 
 

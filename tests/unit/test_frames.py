@@ -216,6 +216,10 @@ def test_kinds_fit_the_head() -> None:
         "QUIT": 15,
         "BYE": 16,
         "ARRAY": 17,
+        "FUNCTION": 18,
+        "BATCH": 19,
+        "BATCH_DONE": 20,
+        "FORGET": 21,
     }
 
 

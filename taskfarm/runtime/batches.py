@@ -1,0 +1,287 @@
+"""The worker's side of the executor: keep the functions of jobs, run batches of items one by one, send what they gave.
+
+A batch runs at the speed of C where its items are tiny (`map` inside ``list.extend``), and looks at the clock between
+them where they are not. An item that raises, or whose result does not pickle, fails alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, starmap
+from struct import Struct
+from typing import Any, NamedTuple
+
+from taskfarm.errors import ProtocolError
+from taskfarm.runtime.options import BatchOption, FunctionOption
+from taskfarm.runtime.registry import Registry
+from taskfarm.runtime.runner import Outcome, decode_failure, encode_failure, exception_of, failure_of, flush_output, run
+from taskfarm.runtime.work import unpack_work
+from taskfarm.scheduling.dealing import give_back_s
+from taskfarm.transport.base import Transport
+from taskfarm.wire.codec import pack, unpack
+from taskfarm.wire.frames import Buffer, Frame, Kind
+
+__all__ = ["BatchReport", "BatchRunner", "ReplyOption", "read_report"]
+
+_TIMES = Struct("<dd")
+SLICE_S = 50e-6  # between two looks at the clock, which cost 0.3 us
+SEND_PATIENCE_S = 5e-3  # for a reply that rank 0 does not take; a next batch may be long, and MPI would not move it
+
+
+class ReplyOption:
+    """What a BATCH_DONE frame carries; plain integers."""
+
+    RESULTS = 0  #: (results, failures by position)
+    UNREADABLE = 1  #: the failure that unpacking the batch, or its function, raised
+    BROKEN = 2  #: the failure of the initializer
+
+
+class BatchReport(NamedTuple):
+    """What a worker tells of a batch beside its results.
+
+    Attributes
+    ----------
+    seconds : float
+        How long its items took.
+    gap_s : float
+        How long the worker had nothing to do before.
+    body : bytes-like
+        What follows, pickled.
+    """
+
+    seconds: float
+    gap_s: float
+    body: Buffer
+
+
+def read_report(body: Buffer) -> BatchReport:
+    """Return what the body of a BATCH_DONE frame holds; `ProtocolError` if it is none."""
+    if len(body) < _TIMES.size:
+        raise ProtocolError(f"a BATCH_DONE body has {len(body)} bytes")
+    seconds, gap_s = _TIMES.unpack_from(body)
+    if not (math.isfinite(seconds) and seconds >= 0 and math.isfinite(gap_s)):
+        raise ProtocolError("a BATCH_DONE body has times that cannot be")
+    return BatchReport(seconds, gap_s, memoryview(body)[_TIMES.size :])
+
+
+class _Job(NamedTuple):
+    """What a worker knows of a job: its function, or why it cannot be run, and which reply says so."""
+
+    fn: Callable[..., Any] | None
+    failure: bytes
+    reply: int
+
+
+RunUserCode = Callable[..., Outcome]
+
+
+class BatchRunner:
+    """Runs batches.
+
+    Parameters
+    ----------
+    transport : Transport
+        Where the replies leave.
+    host : str
+        Name of this rank's host.
+    registry : Registry
+        Its managed objects.
+    run_user_code : callable
+        ``run_user_code(fn, *args)`` runs what may be the user's code, as an `Outcome`.
+    complete_sends : callable
+        Returns when the raw buffers that were sent may be changed, or after so many seconds if there are none.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        host: str,
+        registry: Registry,
+        run_user_code: RunUserCode,
+        complete_sends: Callable[[float], None],
+    ) -> None:
+        self._transport = transport
+        self._host = host
+        self._registry = registry
+        self._run_user_code = run_user_code
+        self._complete_sends = complete_sends
+        self._jobs: dict[int, _Job] = {}
+        self._give_back_s = give_back_s(transport.size - 1)
+        self._ended = time.monotonic()
+
+    # Jobs
+
+    def on_function(self, source: int, frame: Frame) -> None:
+        """Keep the function of a job, or run an initializer; ``frame.b`` is the job's initializer, 0 for none."""
+        before = self._jobs.get(frame.b)
+        if before is not None and before.fn is None:
+            self._jobs[frame.a] = before
+            return
+        if not len(frame.body):
+            self._jobs[frame.a] = _Job(_call_task, b"", 0)
+            return
+        is_initializer = frame.option & FunctionOption.INITIALIZER
+        load = _load_and_initialize if is_initializer else unpack
+        outcome = self._run_user_code(load, frame.body, frame.buffers)
+        if outcome.exception is not None:
+            reply = ReplyOption.BROKEN if is_initializer else ReplyOption.UNREADABLE
+            self._jobs[frame.a] = _Job(None, self._encode(outcome.exception), reply)
+        else:
+            self._jobs[frame.a] = _Job(outcome.value, b"", 0)
+
+    def on_forget(self, source: int, frame: Frame) -> None:
+        """Drop the function of a job."""
+        self._jobs.pop(frame.a, None)
+
+    # Batches
+
+    def on_batch(self, source: int, frame: Frame) -> None:
+        """Run the items of a batch, and send what they gave."""
+        started = time.monotonic()
+        gap_s = started - self._ended
+        job = self._jobs.get(frame.b)
+        if job is None:
+            raise ProtocolError(f"batch {frame.a} is of job {frame.b}, which is not known here")
+        if job.fn is None:
+            self._reply(frame.a, 0, job.reply, (0.0, gap_s), job.failure, ())
+            return
+        option = frame.option
+        read = _read_tasks if option & BatchOption.TASKS else unpack
+        outcome = self._run_user_code(read, *self._source(frame))
+        if outcome.exception is not None:
+            failure = self._encode(outcome.exception)
+            self._reply(frame.a, 0, ReplyOption.UNREADABLE, (0.0, gap_s), failure, ())
+            return
+        items = outcome.value
+        del outcome
+        calls: Iterator[Any] = starmap(job.fn, items) if option & BatchOption.STAR else map(job.fn, items)
+        limit_s = self._give_back_s if option & BatchOption.GIVE_BACK else math.inf
+        results, failures = self._run_items(calls, len(items), started + limit_s)
+        del items, calls
+        n_done = len(results)
+        body, buffers = self._pack_results(results, failures)
+        del results
+        self._ended = time.monotonic()
+        self._reply(frame.a, n_done, ReplyOption.RESULTS, (self._ended - started, gap_s), body, buffers)
+        flush_output()  # while the reply is on its way
+
+    def _source(self, frame: Frame) -> tuple[Any, ...]:
+        if frame.option & BatchOption.TASKS:
+            return frame.body, frame.buffers, bool(frame.option & BatchOption.BUFFERS), self
+        return frame.body, frame.buffers
+
+    def call_task(self, body: Buffer, buffers: Sequence[Buffer]) -> Any:
+        """Run one task, a pickled (function, args, kwargs); a number stands for a function that is known here."""
+        if not len(body):  # it was cancelled when it was sent
+            return None
+        work: tuple[Any, Sequence[Any], Mapping[str, Any]] = unpack_work(body, buffers, self._registry)
+        fn, args, kwargs = work
+        if type(fn) is int:
+            job = self._jobs[fn]
+            if job.fn is None:
+                raise exception_of(decode_failure(job.failure), "loading a function")
+            fn = job.fn
+        return fn(*args, **kwargs)
+
+    def _run_items(self, calls: Iterator[Any], n: int, deadline: float) -> tuple[list[Any], dict[int, bytes]]:
+        """Return the results of the items that were run, and the failures among them by position."""
+        results: list[Any] = []
+        failures: dict[int, bytes] = {}
+        while len(results) < n:
+            outcome = self._run_user_code(_fill, results, calls, n, deadline)
+            if outcome.exception is None:
+                break
+            failures[len(results)] = self._encode(outcome.exception)
+            results.append(None)
+            if time.monotonic() >= deadline:
+                break
+        return results, failures
+
+    def _pack_results(self, results: list[Any], failures: dict[int, bytes]) -> tuple[bytes, Sequence[Buffer]]:
+        packed = run(pack, ((results, failures),))  # any __reduce__ may raise anything
+        if packed.exception is not None:
+            for index, value in enumerate(results):
+                alone = run(pack, (value,))
+                if alone.exception is not None:
+                    failures[index] = self._encode(alone.exception)
+                    results[index] = None
+            packed = run(pack, ((results, failures),))
+        if packed.exception is not None:  # each alone does, all together do not
+            failure = self._encode(packed.exception)
+            packed = run(pack, (([None] * len(results), dict.fromkeys(range(len(results)), failure)),))
+        body: bytes = packed.value.body
+        return body, packed.value.buffers
+
+    def _reply(
+        self, number: int, n_done: int, option: int, times: tuple[float, float], body: bytes, buffers: Sequence[Buffer]
+    ) -> None:
+        frame = Frame(Kind.BATCH_DONE, number, n_done, option, _TIMES.pack(*times) + body, buffers)
+        self._transport.send(0, frame, borrowed=True)
+        if buffers:  # the next task may change the arrays
+            self._complete_sends(math.inf)
+        elif self._transport.n_unsent:
+            self._complete_sends(SEND_PATIENCE_S)
+
+    def _encode(self, exc: BaseException) -> bytes:
+        return encode_failure(failure_of(exc, self._transport.rank, self._host))
+
+
+def _fill(results: list[Any], calls: Iterator[Any], n: int, deadline: float) -> None:
+    """Append what `calls` gives to `results` until it has `n` items or the time has come.
+
+    What was appended stays there if a call raises, and the next run of this function goes on behind it.
+    """
+    if n - len(results) == 1:
+        results.append(next(calls))
+        return
+    if deadline == math.inf:
+        _extend(results, calls, n - len(results))
+        return
+    began = now = time.monotonic()
+    first = len(results)
+    step = 1
+    while True:
+        _extend(results, calls, step)
+        left = n - len(results)
+        if not left:
+            return
+        now = time.monotonic()
+        if now >= deadline:
+            return
+        step = min(left, max(1, int(SLICE_S * (len(results) - first) / (now - began + 1e-9))))
+
+
+def _extend(results: list[Any], calls: Iterator[Any], n: int) -> None:
+    wanted = len(results) + n
+    results.extend(islice(calls, n))
+    if len(results) < wanted:
+        raise StopIteration  # raised by the function; to `extend` it was the end
+
+
+_Task = tuple[Buffer, Sequence[Buffer], BatchRunner]
+
+
+def _read_tasks(body: Buffer, buffers: Sequence[Buffer], with_buffers: bool, runner: BatchRunner) -> list[_Task]:
+    """Return the tasks of a batch, each still pickled: what does not unpickle is the failure of one task."""
+    parts = unpack(body)
+    if not with_buffers:
+        return [(part, (), runner) for part in parts]
+    tasks: list[_Task] = []
+    first = 0
+    for part, n in parts:
+        tasks.append((part, buffers[first : first + n], runner))
+        first += n
+    return tasks
+
+
+def _call_task(task: _Task) -> Any:
+    body, buffers, runner = task
+    return runner.call_task(body, buffers)
+
+
+def _load_and_initialize(body: Buffer, buffers: Sequence[Buffer]) -> Callable[..., Any]:
+    fn, args = unpack(body, buffers)
+    fn(*args)
+    return _call_task

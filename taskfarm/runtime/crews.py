@@ -1,0 +1,191 @@
+"""Where a process finds its workers: the ranks of its MPI job, or processes that it starts itself.
+
+A session has at most one crew, which all executors share. It is made by the first of them and ends with the session,
+or with the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from taskfarm.errors import UsageError
+from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.ending import leave_if_threads_stay
+from taskfarm.runtime.pump import Pump
+from taskfarm.runtime.runner import flush_output
+from taskfarm.runtime.session import Phase, Session, current
+from taskfarm.runtime.surroundings import expected_world_size
+
+__all__ = ["Hall", "hall_of", "part_ranks"]
+
+logger = logging.getLogger(__name__)
+
+_FACE = "crew"
+
+
+class Hall:
+    """A session's crew, with what drives it and what ends it.
+
+    Parameters
+    ----------
+    session : Session
+        Whose crew it is.
+    crew : Crew
+        The workers.
+    stop_workers : callable, optional
+        Ends workers that only the executors use: called with a deadline when the last executor has gone.
+
+    Attributes
+    ----------
+    crew : Crew
+        The workers.
+    pump : Pump
+        Its background thread.
+    closing : bool
+        Whether the process is ending: nothing new is taken.
+    """
+
+    def __init__(self, session: Session, crew: Crew, stop_workers: Callable[[float], None] | None = None) -> None:
+        self._session = session
+        self._stop_workers = stop_workers
+        self._n_users = 0
+        self.crew = crew
+        self.pump = Pump(crew)
+        self.closing = False
+        self._last_words: list[Callable[[float], None]] = []
+        atexit.register(self.close)
+
+    def before_the_end(self, words: Callable[[float], None]) -> Callable[[], None]:
+        """Have `words` called with a deadline before the workers are sent away; return how to take that back."""
+        self._last_words.append(words)
+
+        def take_back() -> None:
+            if words in self._last_words:
+                self._last_words.remove(words)
+
+        return take_back
+
+    def enter(self) -> None:
+        """Note one more executor."""
+        self._n_users += 1
+        if self._stop_workers is None:
+            self._session.share(self.drain)
+
+    def leave(self) -> None:
+        """Note that an executor has been shut down and waited for."""
+        self._n_users -= 1
+        if self._n_users:
+            return
+        if self._stop_workers is None:
+            self.drain()  # maps that were dropped may still be on their way back
+            self._session.share(None)
+        else:
+            self.close()
+            atexit.unregister(self.close)
+
+    def suits(self, wanted: int | None) -> bool:
+        """Tell whether one more executor, of `wanted` workers, can use this crew."""
+        if self._stop_workers is None:
+            return True
+        too_few = wanted is not None and wanted > len(self.crew.workers)
+        return not (self.closing or self.crew.broken is not None or too_few)
+
+    def drain(self) -> None:
+        """Return when nothing is under way: another face is about to talk to the workers."""
+        if not self.crew.is_at_rest():
+            self.crew.wait(self.crew.is_at_rest, math.inf)
+
+    def close(self) -> None:
+        """Finish what was begun (after an error: what ends within the time for that), and let the workers go."""
+        if self.closing or os.getpid() != self._session.pid:
+            return
+        self.closing = True
+        failed = bool(self._session.exit_status) or (hasattr(sys, "last_value") and not hasattr(sys, "ps1"))
+        deadline = time.monotonic() + self._session.config.leave_s if failed else math.inf
+        for words in list(self._last_words):
+            words(deadline)
+        self.pump.stop()
+        self.crew.close()
+        if self._stop_workers is not None:
+            self._stop_workers(deadline)
+
+
+def hall_of(session: Session, wanted: int | None) -> Hall:
+    """Return the session's crew; the first call finds or starts the workers.
+
+    Parameters
+    ----------
+    wanted : int or None
+        How many workers to start where they must be started, None for one per usable core.
+    """
+    hall: Hall | None = session.face_state.get(_FACE)
+    if hall is not None and not hall.suits(wanted):
+        hall = None
+    if hall is None:
+        hall = _hall_of_ranks(session) if _is_mpi_job() else _hall_of_processes(session, wanted)
+        session.face_state[_FACE] = hall
+    return hall
+
+
+def part_ranks() -> None:
+    """Return on rank 0, and where this process is the only one; serve on all other ranks, and never return there."""
+    if not _is_mpi_job():
+        return
+    session = current()
+    if session.rank == 0 or session.worker is not None:
+        return
+    _serve(session)
+
+
+def _is_mpi_job() -> bool:
+    """Tell whether this process is one of several ranks, without starting MPI."""
+    size = expected_world_size(os.environ)
+    if size is not None:
+        return size > 1
+    return "mpi4py.MPI" in sys.modules and current().size > 1
+
+
+def _serve(session: Session) -> NoReturn:
+    if session.phase is Phase.CLOSED:
+        flush_output()
+        if session.world is not None:
+            session.world.leave(0)  # something swallowed the SystemExit of a worker that was told to exit
+    session.open()
+    session.serve()
+    leave_if_threads_stay(session)
+    raise SystemExit(0)
+
+
+def _hall_of_ranks(session: Session) -> Hall:
+    if session.phase is not Phase.OPEN:
+        session.open(session.config.open_s)
+    controller = session.controller
+    if controller is None or session.world is None:
+        raise UsageError("an executor is made on rank 0")
+    if not session.world.allows_threads():
+        raise UsageError(
+            "the MPI library was started with a thread level below MPI_THREAD_SERIALIZED, and an executor has a "
+            "thread of its own: let taskfarm start MPI, or leave mpi4py.rc.threads and mpi4py.rc.thread_level alone"
+        )
+    crew = Crew(controller, range(1, session.size))
+    hall = Hall(session, crew)
+    controller.before_end = hall.close
+    logger.info("rank 0: the executor's workers are %d MPI ranks", len(crew.workers))
+    return hall
+
+
+def _hall_of_processes(session: Session, wanted: int | None) -> Hall:
+    from taskfarm.runtime.processes import LocalProcesses  # not needed under a launcher
+
+    processes = LocalProcesses(session, wanted)
+    crew = Crew(processes.controller, processes.ranks)
+    text = "no MPI launcher: the executor's workers are %d processes on this host; `taskfarm run` would use MPI"
+    logger.info(text, len(crew.workers))
+    return Hall(session, crew, processes.stop)

@@ -1,0 +1,91 @@
+"""What a crew runs: jobs, and the parcels that their items leave in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from taskfarm.errors import RankFailure
+from taskfarm.runtime.functions import KnownFunction
+from taskfarm.wire.codec import Packed
+from taskfarm.wire.frames import Buffer
+
+__all__ = ["Initializer", "Job", "Parcel"]
+
+
+class Parcel:
+    """The content of a batch.
+
+    Attributes
+    ----------
+    body, buffers : bytes-like, sequence of bytes-like
+        The items, pickled, and their raw buffers.
+    option : int
+        How they are packed (`BatchOption`).
+    needs : iterable of KnownFunction
+        Functions that the items name.
+    borrows : bool
+        Whether the memory of the buffers will change when the request at hand has been handled.
+    """
+
+    __slots__ = ("body", "borrows", "buffers", "needs", "option")
+
+    def __init__(
+        self,
+        body: Buffer,
+        buffers: Sequence[Buffer],
+        option: int,
+        needs: Iterable[KnownFunction] = (),
+        borrows: bool = False,
+    ) -> None:
+        self.body = body
+        self.buffers = buffers
+        self.option = option
+        self.needs = needs
+        self.borrows = borrows
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the batch on the wire."""
+        return len(self.body) + sum(map(len, self.buffers))
+
+
+class Job(Protocol):
+    """What a crew runs. All methods are called with the crew's lock held, and must not wait or run user code.
+
+    Attributes
+    ----------
+    number : int
+        Its number, from `Crew.new_number`.
+    function : Packed or None
+        What a worker must have before the first batch; None if the items bring their functions along.
+    initializer : Initializer or None
+        What a worker must have run before.
+    """
+
+    number: int
+    function: Packed | None
+    initializer: Initializer | None
+
+    def pack(self, start: int, stop: int) -> Parcel | None:
+        """Return items as a batch, None if there is nothing left to do about them. May raise what pickling raises."""
+
+    def on_results(self, start: int, n: int, body: Buffer, buffers: Sequence[Buffer]) -> None:
+        """Take the results of the `n` items from `start` on, pickled as (results, failures by position)."""
+
+    def on_returned(self, start: int, stop: int) -> None:
+        """Note that the items of a batch come back to be packed again, one by one."""
+
+    def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
+        """Note that items could not be packed, or not be unpacked by the worker."""
+
+    def on_broken(self, failure: RankFailure | BaseException) -> None:
+        """Note that nothing of this job can be run any more; items that are dealt will not come back."""
+
+
+class Initializer:
+    """A function to be run once per worker, before the first item of any job that names it."""
+
+    def __init__(self, number: int, packed: Packed) -> None:
+        self.number = number
+        self.packed = packed

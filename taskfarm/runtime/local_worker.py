@@ -1,0 +1,60 @@
+"""The program of a worker process that another process of the same host started (`taskfarm.runtime.processes`)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+
+from taskfarm.errors import WorkerLostError
+from taskfarm.runtime.endpoint import Surroundings
+from taskfarm.runtime.runner import flush_output
+from taskfarm.runtime.session import current
+from taskfarm.runtime.worker import Worker
+from taskfarm.transport.stream import StreamTransport, adopt_socket
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main(words: Sequence[str]) -> None:
+    """Serve the process at the other end of a socket until it says good-bye, or is gone.
+
+    Parameters
+    ----------
+    words : sequence of str
+        Number of the socket's descriptor, rank, number of processes, and 1 if the process ends with its parent.
+    """
+    descriptor, rank, size, dies_with_parent = map(int, words)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    sys.argv[:] = [""]
+    if dies_with_parent:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    session = current()
+    transport = StreamTransport(rank, size, {0: adopt_socket(descriptor)})
+    surroundings = Surroundings(
+        socket.gethostname(),
+        session.registry,
+        session.config,
+        lambda: None,
+        lambda: 0,
+        lambda: lambda call, text: None,
+    )
+    session.worker = Worker(transport, surroundings)
+    status = 0
+    try:
+        session.worker.run()
+        transport.complete_sends(float("inf"), lambda source, frame: None)
+    except WorkerLostError:
+        status = 1
+    flush_output()
+    if status or any(not thread.daemon for thread in threading.enumerate()[1:]):
+        os._exit(status)  # the parent is gone, or threads that tasks left behind would keep this process
