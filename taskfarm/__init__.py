@@ -7,6 +7,8 @@ thread, no look at the environment.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from taskfarm.errors import (
     InternalError,
     ProtocolError,
@@ -18,11 +20,17 @@ from taskfarm.errors import (
 )
 from taskfarm.ids import ObjectId
 
+if TYPE_CHECKING:
+    from taskfarm.futures import Executor, ExecutorBrokenError, Pool, as_completed, wait
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Executor",
+    "ExecutorBrokenError",
     "InternalError",
     "ObjectId",
+    "Pool",
     "ProtocolError",
     "RankFailure",
     "RemoteError",
@@ -30,4 +38,21 @@ __all__ = [
     "UsageError",
     "WorkerLostError",
     "__version__",
+    "as_completed",
+    "wait",
 ]
+
+_OF_FUTURES = frozenset({"Executor", "ExecutorBrokenError", "Pool", "as_completed", "wait"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_FUTURES:  # imported when first used: it needs numpy and cloudpickle
+        from taskfarm import futures
+
+        value = globals()[name] = getattr(futures, name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

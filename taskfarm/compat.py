@@ -30,6 +30,7 @@ __all__ = ["STAND_INS", "install", "installed"]
 
 STAND_INS: Mapping[str, str] = MappingProxyType(
     {
+        "mpi4py.futures": "taskfarm.futures",
         "pymor.tools.mpi": "taskfarm.objects",
         "pyopus.parallel.mpi": "taskfarm.vm",
     }

@@ -130,3 +130,39 @@ def test_pymor_example_imports_pymor_only() -> None:
     text = (EXAMPLES / "pymor_thermal_block.py").read_text()
     modules = set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))
     assert modules - set(sys.stdlib_module_names) == {"pymor"}
+
+
+@pytest.mark.parametrize(("n", "launcher"), [(1, "plain"), (2, RUN), (4, RUN)])
+def test_executor_first_steps(run_mpi: Launch[Result], n: int, launcher: str) -> None:
+    """Every part of the page prints what it should, on ranks and on processes."""
+    result = run_mpi(EXAMPLES / "executor_first_steps.py", n, launcher=launcher, timeout_s=TIMEOUT_S).check(0)
+    first, pi, again, roots, failed, from_asyncio = result.stdout.splitlines()
+    assert first == "2 ** 10 = 1024"
+    assert (pi, again) == ("pi is about 3.14", "again: 3.14")
+    assert roots == "a million roots: 666666166"
+    assert failed == "failed as it should: -1 has no real root | cause: RemoteError"
+    assert from_asyncio == "from asyncio: 21066"
+
+
+@pytest.mark.parametrize(("n", "launcher"), [(1, "plain"), (4, RUN)])
+def test_executor_grid_search(run_mpi: Launch[Result], n: int, launcher: str) -> None:
+    """GridSearchCV finds on the workers exactly what it finds alone."""
+    pytest.importorskip("sklearn")
+    args = ["--images", "300"]
+    path = EXAMPLES / "executor_grid_search.py"
+    result = run_mpi(path, n, launcher=launcher, args=args, timeout_s=TIMEOUT_S).check(0)
+    assert "best: C = 10, gamma = " in result.stdout
+    assert numbers(r"cross-validation: ([\d.]+) %", result.stdout)[0] > 95
+    assert result.stdout.splitlines()[-1] == "check: all scores are the same: True"
+
+
+@pytest.mark.parametrize(("n", "launcher"), [(1, "plain"), (4, RUN)])
+def test_executor_emcee(run_mpi: Launch[Result], n: int, launcher: str) -> None:
+    """The chain on the workers is the chain of one process, and finds the true parameters."""
+    pytest.importorskip("emcee")
+    result = run_mpi(EXAMPLES / "executor_emcee.py", n, launcher=launcher, timeout_s=TIMEOUT_S).check(0)
+    assert result.stdout.splitlines()[-1] == "check: one process alone gives the same chain: True"
+    found = re.findall(r"(-?[\d.]+) \+- ([\d.]+)   \(true: (-?[\d.]+)\)", result.stdout)
+    assert len(found) == 3
+    for mean, std, true in found:
+        assert abs(float(mean) - float(true)) < 4 * float(std)

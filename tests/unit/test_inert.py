@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MODULES = ["taskfarm", "taskfarm.errors", "taskfarm.objects", "taskfarm.vm", "taskfarm.vm.base", "taskfarm.compat"]
+MODULES = [
+    "taskfarm",
+    "taskfarm.compat",
+    "taskfarm.errors",
+    "taskfarm.futures",
+    "taskfarm.objects",
+    "taskfarm.vm",
+    "taskfarm.vm.base",
+]
 
 # First interpreter: which foreign modules does the import need?
 LIST_FOREIGN = """

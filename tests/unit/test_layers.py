@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 # The public names are re-exported by the package itself, which may look at these parts for that and at no other.
-EXPORTED_FROM = {"errors", "ids", "config"}
+EXPORTED_FROM = {"errors", "ids", "config", "futures"}
 
 # What the errors, options and ids may need of each other.
 WITHIN_A_LAYER = {("config", "errors"), ("ids", "errors")}

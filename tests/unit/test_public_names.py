@@ -9,8 +9,11 @@ from types import ModuleType
 import pytest
 
 TASKFARM = [
+    "Executor",
+    "ExecutorBrokenError",
     "InternalError",
     "ObjectId",
+    "Pool",
     "ProtocolError",
     "RankFailure",
     "RemoteError",
@@ -18,6 +21,33 @@ TASKFARM = [
     "UsageError",
     "WorkerLostError",
     "__version__",
+    "as_completed",
+    "wait",
+]
+
+FUTURES = [
+    "ALL_COMPLETED",
+    "AsyncResult",
+    "BrokenExecutor",
+    "CancelledError",
+    "Executor",
+    "ExecutorBrokenError",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "Future",
+    "InvalidStateError",
+    "MPICommExecutor",
+    "MPIPoolExecutor",
+    "Pool",
+    "ProcessPoolExecutor",
+    "ThreadPoolExecutor",
+    "TimeoutError",
+    "as_completed",
+    "collect",
+    "compose",
+    "get_comm_workers",
+    "register_joblib_backend",
+    "wait",
 ]
 
 OBJECTS = [
@@ -78,6 +108,7 @@ VM_LIVE = {"ParallelLocalStorage", "ParallelMirroredStorage"}
 
 MODULES = {
     "taskfarm": (TASKFARM, set()),
+    "taskfarm.futures": (FUTURES, set()),
     "taskfarm.objects": (OBJECTS, OBJECTS_LIVE),
     "taskfarm.vm": (VM, VM_LIVE),
     "taskfarm.vm.base": (VM_BASE, VM_LIVE),
@@ -144,7 +175,9 @@ def public(module: ModuleType) -> set[str]:
     return {
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and not inspect.ismodule(value) and name not in ("annotations", "Any")
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and name not in ("annotations", "Any", "TYPE_CHECKING")
     }
 
 
@@ -157,7 +190,7 @@ def test_names_are_the_documented_ones(name: str, names: list[str], live: set[st
         assert hasattr(module, present)
 
 
-@pytest.mark.parametrize("name", ["taskfarm", "taskfarm.objects", "taskfarm.vm"])
+@pytest.mark.parametrize("name", ["taskfarm", "taskfarm.futures", "taskfarm.objects", "taskfarm.vm"])
 def test_nothing_else_is_public(name: str) -> None:
     """What stands in a face and is not documented has an underscore."""
     module = importlib.import_module(name)
@@ -175,7 +208,7 @@ def test_live_names_of_objects() -> None:
     assert not any(name in vars(module) for name in LIVE)
 
 
-@pytest.mark.parametrize("name", ["taskfarm.objects", "taskfarm.vm", "taskfarm.vm.base"])
+@pytest.mark.parametrize("name", ["taskfarm", "taskfarm.objects", "taskfarm.vm", "taskfarm.vm.base"])
 def test_other_names_are_attribute_errors(name: str) -> None:
     """A name that is not there is an `AttributeError` as everywhere, so that ``hasattr`` and imports work."""
     module = importlib.import_module(name)

@@ -1,0 +1,75 @@
+"""A standard future whose waiting thread moves messages itself, and the exceptions of tasks as futures show them."""
+
+from __future__ import annotations
+
+import concurrent.futures as std
+import math
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from taskfarm.errors import RankFailure, TaskfarmError
+from taskfarm.runtime.runner import exception_of
+
+if TYPE_CHECKING:
+    from taskfarm.runtime.crew import Crew
+
+__all__ = ["AnyFuture", "ExecutorBrokenError", "Future", "broken"]
+
+T = TypeVar("T")
+
+_ENDED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"})
+
+
+class ExecutorBrokenError(TaskfarmError, std.BrokenExecutor):
+    """The executor can run nothing any more: its initializer failed, or a process of its own is gone."""
+
+
+class Future(std.Future[T]):
+    """The future of one task: `concurrent.futures.Future`, but waiting for it is faster.
+
+    Parameters
+    ----------
+    crew : Crew, optional
+        Runs the task; without it, this is a plain future.
+    """
+
+    def __init__(self, crew: Crew | None = None) -> None:
+        super().__init__()
+        self._crew = crew
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
+        if self._state not in _ENDED and self._lead(timeout):
+            timeout = 0.0
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised; see `concurrent.futures.Future.exception`."""
+        if self._state not in _ENDED and self._lead(timeout):
+            timeout = 0.0
+        return super().exception(timeout)
+
+    def _lead(self, timeout: float | None) -> bool:
+        """Wait while moving messages; True if it is over, one way or the other."""
+        if self._crew is None:
+            return False
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._crew.wait(self._has_ended, deadline)
+        return True
+
+    def _has_ended(self) -> bool:
+        return self._state in _ENDED
+
+
+def broken(failure: RankFailure | BaseException, why: str) -> ExecutorBrokenError:
+    """Return the error of an executor that has become useless."""
+    if isinstance(failure, BaseException):
+        error = ExecutorBrokenError(f"{why}: {failure}")
+        error.__cause__ = failure
+    else:
+        error = ExecutorBrokenError(f"{why}: {failure.headline()}")
+        error.__cause__ = exception_of(failure, why)
+    return error
+
+
+AnyFuture = Future[Any]

@@ -1,0 +1,374 @@
+"""`map`: one function for many items, which are read ahead of the workers, but not far, and leave in batches.
+
+Whoever takes the results also supplies the items: between two batches of results it reads as many items as the dealer
+asks for. So an iterable is only read in the caller's own thread, and never held as a whole.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import TimeoutError as FuturesTimeoutError
+from itertools import islice
+from typing import Any
+
+from taskfarm.errors import RankFailure
+from taskfarm.futures._future import broken
+from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.jobs import Initializer, Parcel
+from taskfarm.runtime.options import BatchOption
+from taskfarm.runtime.runner import decode_failure, exception_of
+from taskfarm.wire.codec import Packed, pack, unpack
+from taskfarm.wire.frames import Buffer
+
+__all__ = ["MapJob"]
+
+READ_S = 1e-3  # reading is interrupted after so long if there are results to hand out
+FEW = 16  # items that are read and sent one by one, before the source is believed to be fast
+MAX_HELD_ITEMS = 1 << 20  # results that wait for an earlier one; pointers to small integers: 8 MB
+MAX_HELD_BYTES = 1 << 27  # the same in bytes on the wire; as much again may be on its way
+MANY = 64  # results of one batch that are not let go one by one, as large ones are: that would take twice as long
+
+
+class _Held:
+    """Results of consecutive items, as they came; or the exception of one item."""
+
+    __slots__ = ("body", "buffers", "error", "n")
+
+    def __init__(self, n: int, body: Buffer, buffers: Sequence[Buffer], error: BaseException | None = None) -> None:
+        self.n = n
+        self.body = body
+        self.buffers = buffers
+        self.error = error
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.body) + sum(len(buffer) for buffer in self.buffers)
+
+
+class MapJob:
+    """One `map`; see `taskfarm.runtime.crew.Job` for the methods that are not described here.
+
+    Parameters
+    ----------
+    crew : Crew
+        Runs it.
+    number : int
+        The job's number.
+    function : Packed
+        Applied to the items.
+    items : iterable
+        Items; a `range` is sent as ranges.
+    star : bool
+        Whether an item is the function's positional arguments.
+    initializer : Initializer or None
+        What a worker must have run before.
+    unit : int or None
+        Items per batch, None to have it adapted.
+    buffersize : int or None
+        How many items may be read ahead of the results that were taken, None to have it adapted.
+    on_broken : callable
+        Is told of the error when the executor has become useless.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        number: int,
+        function: Packed,
+        items: Iterable[Any],
+        *,
+        star: bool,
+        initializer: Initializer | None,
+        unit: int | None,
+        buffersize: int | None,
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        self.number = number
+        self.function: Packed | None = function
+        self.initializer = initializer
+        self.unit = unit
+        self._crew = crew
+        self._option = (BatchOption.STAR if star else 0) | (BatchOption.GIVE_BACK if unit is None else 0)
+        self._range = items if type(items) is range else None
+        self._iterator: Iterator[Any] | None = None if self._range is not None else iter(items)
+        self._buffersize = buffersize
+        self._tell_broken = on_broken
+        self._reading = threading.Lock()
+        self._read_all = False
+        self._step = 1  # items to be read at once: more if reading has proved to be fast
+        self._n_read = 0
+        self._n_taken = 0
+        self._n_consumed = 0
+        self._fresh: deque[Sequence[Any]] = deque()  # what was read and not dealt, in order
+        self._given_back: dict[int, Sequence[Any]] = {}
+        self._flying: dict[int, Sequence[Any]] = {}
+        self._held: dict[int, _Held] = {}
+        self._n_held = 0
+        self._held_bytes = 0
+        self._error: BaseException | None = None  # of the executor
+        self._failure: BaseException | None = None  # of the item whose turn it is
+        self.on_arrival: Callable[[], None] | None = None
+        self._consumer: weakref.ref[Any] | None = None
+        self.is_over = False
+
+    # Reading ahead, in the thread that takes the results
+
+    def read_ahead(self, *, all_of_it: bool = False) -> None:
+        """Read as many items as the dealer would like to have, less if results are there and reading takes time."""
+        if not self._reading.acquire(False):
+            return
+        try:
+            started = time.monotonic()
+            while not self._read_all and not self.is_over:
+                room = self._room(all_of_it)
+                if room <= 0:
+                    return
+                began = time.monotonic()
+                if began - started > READ_S and self._n_held:
+                    return
+                self._read(self._piece(room))
+                if self._n_read >= FEW:
+                    self._step = min(4 * self._step, room) if time.monotonic() - began < READ_S / 4 else 1
+        finally:
+            self._reading.release()
+
+    def _piece(self, room: int) -> int:
+        """Return how many items to read at once: whole batches where their size was asked for."""
+        n = min(self._step, room)
+        if self.unit is None:
+            return n
+        n = max(n // self.unit, 1) * self.unit
+        return n if self._buffersize is None else min(n, room)
+
+    def _room(self, all_of_it: bool) -> int:
+        if self._buffersize is not None:
+            return self._buffersize - (self._n_read - self._n_consumed)
+        if not all_of_it and (self._n_held > MAX_HELD_ITEMS or self._held_bytes > MAX_HELD_BYTES):
+            return 0
+        dealer = self._crew.dealer
+        return 0 if self.is_over else dealer.look_ahead(self.number) - dealer.n_waiting(self.number)
+
+    def _read(self, n: int) -> None:
+        if self._range is not None:
+            part: Sequence[Any] = self._range[self._n_read : self._n_read + n]
+        else:
+            part = list(islice(self._iterator or (), n))
+        self._n_read += len(part)
+        if len(part) < n:
+            self._read_all = True
+            self._iterator = None
+        if len(part):
+            self._crew.post(lambda: self._add(part))
+
+    def _add(self, part: Sequence[Any]) -> None:
+        self._fresh.append(part)
+        self._crew.add_items(self, len(part))
+
+    # Handing out
+
+    def results(self, deadline: float) -> Iterator[Any]:
+        """Yield the results in the order of the items."""
+        return self._watched(self._results(deadline, self.in_order))
+
+    def results_as_they_come(self, deadline: float) -> Iterator[Any]:
+        """Yield the results in the order in which they arrive."""
+        return self._watched(self._results(deadline, self.as_they_come))
+
+    def _watched(self, results: Iterator[Any]) -> Iterator[Any]:
+        self._consumer = weakref.ref(results)
+        return results
+
+    def _results(self, deadline: float, next_start: Callable[[], int]) -> Iterator[Any]:
+        try:
+            while True:
+                results = self.take_results(next_start)
+                if results is None:
+                    if self.is_exhausted:
+                        return
+                    self._await(deadline, next_start)
+                    continue
+                n = len(results)
+                if n > MANY:
+                    yield from results
+                else:
+                    results.reverse()
+                    while results:
+                        yield results.pop()
+                del results
+                self.on_consumed(n)
+        finally:
+            self.end()
+
+    def take_results(self, next_start: Callable[[], int]) -> list[Any] | None:
+        """Return the next results that are here, None if there are none; raise the failure whose turn it is."""
+        if self._failure is not None:
+            raise self._failure
+        held = self._take(next_start())
+        if held is None:
+            if self._error is not None:
+                raise self._error
+            self.read_ahead()
+            return None
+        if held.error is not None:
+            raise held.error
+        results, failures = unpack(held.body, held.buffers)
+        if failures:
+            first = min(failures)
+            self._failure = exception_of(decode_failure(failures[first]), "map")
+            del results[first:]
+        assert isinstance(results, list)
+        return results
+
+    def on_consumed(self, n: int) -> None:
+        """Note that `n` results were handed out."""
+        self._n_consumed += n
+        self.read_ahead()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all items were read, and all results taken."""
+        return self._read_all and self._n_taken == self._n_read
+
+    def in_order(self) -> int:
+        """Return where the next results in the order of the items start."""
+        return self._n_taken
+
+    def as_they_come(self) -> int:
+        """Return where results that are here start, -1 if there are none."""
+        return next(iter(self._held), -1)
+
+    def _take(self, start: int) -> _Held | None:
+        held = self._held.pop(start, None)
+        if held is not None:
+            self._n_held -= held.n
+            self._held_bytes -= held.size_bytes
+            self._n_taken += held.n
+        return held
+
+    def _await(self, deadline: float, next_start: Callable[[], int]) -> None:
+        """Wait until results are there, the job has ended, or items should be read."""
+
+        def is_time() -> bool:
+            if self._error is not None or next_start() in self._held:
+                return True
+            if self._read_all:
+                return self.is_exhausted
+            return self._room(False) > 0
+
+        if not self._crew.wait(is_time, deadline):
+            raise FuturesTimeoutError
+
+    def drain(self, deadline: float) -> None:
+        """Have all items run that may be read; keep the results for whoever takes them later."""
+
+        def is_time() -> bool:
+            return self.has_all_results or (not self._read_all and self._room(True) > 0)
+
+        while not self.has_all_results:
+            self.read_ahead(all_of_it=True)
+            if not self._crew.wait(is_time, deadline):
+                return
+
+    @property
+    def has_all_results(self) -> bool:
+        """Whether nothing is left to be run, as far as items may be read."""
+        if self.is_over or self._error is not None:
+            return True
+        full = self._buffersize is not None and self._room(True) <= 0
+        return (self._read_all or full) and self._n_read == self._n_taken + self._n_held
+
+    def end(self) -> None:
+        """Drop what was not run; nobody wants the results any more. May be repeated."""
+        if not self.is_over:
+            self.is_over = True
+            self._iterator = None
+            self._crew.post(self._end)
+
+    def _end(self) -> None:
+        self._crew.end_job(self)
+        self._fresh.clear()
+        self._given_back.clear()
+        self._held.clear()
+
+    # What the crew calls
+
+    def pack(self, start: int, stop: int) -> Parcel:
+        items = self._items(start, stop)
+        self._flying[start] = items
+        packed = pack(items)
+        return Parcel(packed.body, packed.buffers, self._option)
+
+    def _items(self, start: int, stop: int) -> Sequence[Any]:
+        n = stop - start
+        items = self._given_back.pop(start, None)
+        if items is not None:
+            if len(items) > n:
+                self._given_back[stop] = items[n:]
+                items = items[:n]
+            return items
+        fresh = self._fresh
+        if self._range is not None:
+            while n:
+                part = fresh.popleft()
+                if len(part) > n:
+                    fresh.appendleft(part[n:])
+                n -= min(n, len(part))
+            return self._range[start:stop]
+        first = fresh.popleft()
+        if len(first) > n:
+            fresh.appendleft(first[n:])
+            return first[:n]
+        parts = list(first)
+        while len(parts) < n:
+            part = fresh.popleft()
+            wanted = n - len(parts)
+            if len(part) > wanted:
+                fresh.appendleft(part[wanted:])
+                part = part[:wanted]
+            parts.extend(part)
+        return parts
+
+    def on_results(self, start: int, n: int, body: Buffer, buffers: Sequence[Buffer]) -> None:
+        items = self._flying.pop(start, ())
+        if n < len(items):
+            self._given_back[start + n] = items[n:]
+        self._hold(start, _Held(n, body, buffers))
+
+    def on_returned(self, start: int, stop: int) -> None:
+        self._given_back[start] = self._flying.pop(start)
+
+    def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
+        self._given_back.pop(start, None)
+        self._flying.pop(start, None)
+        self._hold(start, _Held(stop - start, b"", (), exception_of(failure, "map")))
+
+    def on_broken(self, failure: RankFailure | BaseException) -> None:
+        error = broken(
+            failure, "the initializer failed" if isinstance(failure, RankFailure) else "the workers are gone"
+        )
+        self._error = error
+        self._tell_arrival()
+        self._crew.end_job(self)
+        self._crew.deliver_later(lambda: self._tell_broken(error))
+
+    def _hold(self, start: int, held: _Held) -> None:
+        if self.is_over:
+            return
+        if self._consumer is not None and self._consumer() is None:  # dropped before its first value
+            self._n_taken += held.n
+            if self._read_all and self._n_taken == self._n_read:
+                self._crew.end_job(self)
+                self.is_over = True
+            return
+        self._held[start] = held
+        self._n_held += held.n
+        self._held_bytes += held.size_bytes
+        self._tell_arrival()
+
+    def _tell_arrival(self) -> None:
+        if self.on_arrival is not None:
+            self._crew.deliver_later(self.on_arrival)

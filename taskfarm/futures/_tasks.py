@@ -1,0 +1,198 @@
+"""The calls of `submit`: one job per executor, whose items are functions with their arguments."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+
+from taskfarm.errors import RankFailure
+from taskfarm.futures._future import AnyFuture, broken
+from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.functions import KnownFunction
+from taskfarm.runtime.jobs import Initializer, Parcel
+from taskfarm.runtime.options import BatchOption
+from taskfarm.runtime.runner import decode_failure, exception_of
+from taskfarm.wire.codec import Packed, empty_buffer, unpack
+from taskfarm.wire.frames import Buffer
+
+__all__ = ["Task", "TaskJob", "copied"]
+
+INITIALIZER_FAILED = "the initializer failed"
+
+
+class Task:
+    """A task that has not ended: its future, its pickle, the function that it names, and whether it was sent."""
+
+    __slots__ = ("body", "borrows", "buffers", "future", "known", "sent")
+
+    def __init__(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> None:
+        self.future = future
+        self.known = known
+        self.body = packed.body
+        self.buffers: Sequence[Buffer] = packed.buffers
+        self.sent = False
+        self.borrows = bool(packed.buffers)
+
+    def own_buffers(self) -> None:
+        """Copy the buffers, unless they have been sent: the caller may change their memory now."""
+        if self.borrows:
+            self.borrows = False
+            if not self.sent:
+                self.buffers = [_copy(buffer) for buffer in self.buffers]
+
+
+class TaskJob:
+    """The tasks of one executor; see `taskfarm.runtime.crew.Job` for the methods that are not described here.
+
+    Parameters
+    ----------
+    crew : Crew
+        Runs them.
+    number : int
+        The job's number.
+    initializer : Initializer or None
+        What a worker must have run before.
+    on_broken : callable
+        Is told of the error when the executor has become useless.
+    """
+
+    function: Packed | None = None
+
+    def __init__(
+        self, crew: Crew, number: int, initializer: Initializer | None, on_broken: Callable[[BaseException], None]
+    ) -> None:
+        self.number = number
+        self.initializer = initializer
+        self._crew = crew
+        self._tell_broken = on_broken
+        self._tasks: dict[int, Task] = {}
+        self._n_added = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every future has ended and has been told so."""
+        return not self._tasks
+
+    def add(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> Task:
+        """Take one more task, (`known` or function, args, kwargs); with the crew's lock held."""
+        task = self._tasks[self._n_added] = Task(future, packed, known)
+        self._n_added += 1
+        self._crew.add_items(self, 1)
+        return task
+
+    def cancel_waiting(self) -> None:
+        """Cancel what was not sent yet; with the crew's lock held."""
+        ranges = self._crew.dealer.drop_waiting(self.number)
+        indices = [index for start, stop in ranges for index in range(start, stop)]
+        again: list[int] = []
+        for index in indices:
+            task = self._tasks.get(index)
+            if task is not None and task.sent:  # given back by a worker, but running as far as others can see
+                again.append(index)
+        waiting = [self._tasks.pop(index).future for index in indices if index not in set(again)]
+        self._crew.deliver_later(lambda: _cancel(waiting))
+        self._put_back(again)
+
+    def _put_back(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            task = self._tasks.pop(index)
+            self._tasks[self._n_added] = task
+            self._n_added += 1
+            self._crew.add_items(self, 1)
+
+    # What the crew calls
+
+    def pack(self, start: int, stop: int) -> Parcel | None:
+        option = BatchOption.TASKS | BatchOption.GIVE_BACK
+        bodies: list[Buffer] = []
+        buffers: list[Buffer] = []
+        counts: list[int] = []
+        needs: list[KnownFunction] = []
+        alive = borrows = False
+        for index in range(start, stop):
+            task = self._tasks[index]
+            if not task.sent and not task.future.set_running_or_notify_cancel():
+                task.body, task.buffers = b"", ()  # a worker answers an empty task with None
+            else:
+                task.sent = alive = True
+                borrows = borrows or task.borrows
+            if task.known is not None and (not needs or needs[-1] is not task.known):
+                needs.append(task.known)
+            bodies.append(task.body)
+            buffers += task.buffers
+            counts.append(len(task.buffers))
+        if not alive:
+            for index in range(start, stop):
+                del self._tasks[index]
+            return None
+        if buffers:
+            option |= BatchOption.BUFFERS
+            return Parcel(pickle.dumps(list(zip(bodies, counts, strict=True)), 5), buffers, option, needs, borrows)
+        return Parcel(pickle.dumps(bodies, 5), (), option, needs)
+
+    def on_results(self, start: int, n: int, body: Buffer, buffers: Sequence[Buffer]) -> None:
+        indices = range(start, start + n)
+        self._crew.deliver_later(lambda: self._settle(indices, body, buffers))
+
+    def on_returned(self, start: int, stop: int) -> None:
+        pass  # tasks are kept until they have ended
+
+    def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
+        indices = range(start, stop)
+        self._crew.deliver_later(lambda: self._fail(indices, exception_of(failure, "task")))
+
+    def on_broken(self, failure: RankFailure | BaseException) -> None:
+        error = broken(failure, INITIALIZER_FAILED if isinstance(failure, RankFailure) else "the executor is broken")
+        self._crew.end_job(self)
+        indices = list(self._tasks)
+        self._crew.deliver_later(lambda: self._tell_broken(error))
+        self._crew.deliver_later(lambda: self._fail(indices, error))
+
+    # Without the lock
+
+    def _settle(self, indices: range, body: Buffer, buffers: Sequence[Buffer]) -> None:
+        try:
+            results, failures = unpack(body, buffers)
+        except Exception as exc:  # noqa: BLE001 - a class that cannot be imported here, a __setstate__ that raises
+            self._fail(indices, exc)
+            return
+        tasks = self._tasks
+        for index, value in zip(indices, results, strict=True):
+            task = tasks.get(index)
+            if task is None:
+                continue
+            future = task.future
+            if failures and index - indices.start in failures:
+                error = exception_of(decode_failure(failures[index - indices.start]), "task")
+                if task.sent and not future.done():
+                    future.set_exception(error)
+            elif task.sent and not future.done():
+                future.set_result(value)
+            tasks.pop(index, None)
+
+    def _fail(self, indices: Sequence[int], error: BaseException) -> None:
+        for index in indices:
+            task = self._tasks.get(index)
+            if task is not None:
+                if not task.sent and not task.future.set_running_or_notify_cancel():
+                    pass
+                elif not task.future.done():
+                    task.future.set_exception(error)
+                self._tasks.pop(index, None)
+
+
+def _cancel(futures: Sequence[AnyFuture]) -> None:
+    for future in futures:
+        future.cancel()
+        future.set_running_or_notify_cancel()  # tells those who wait
+
+
+def copied(packed: Packed) -> Packed:
+    """Return `packed` with buffers of its own, so that the caller may change the arrays that they were taken from."""
+    return Packed(packed.body, [_copy(buffer) for buffer in packed.buffers]) if packed.buffers else packed
+
+
+def _copy(buffer: Buffer) -> memoryview:
+    copy = empty_buffer(len(buffer))
+    copy[:] = buffer
+    return copy

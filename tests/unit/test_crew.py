@@ -1,0 +1,223 @@
+"""An executor over a farm within this process: workers are threads, frames go through the local transport."""
+
+from __future__ import annotations
+
+import concurrent.futures as std
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from runtime_support import LIMIT_S, LocalFarm, local_farm
+
+from taskfarm.config import Config
+from taskfarm.errors import RemoteError
+from taskfarm.futures import Executor, ExecutorBrokenError
+from taskfarm.futures._comm import _CommExecutor
+from taskfarm.futures._tasks import TaskJob
+from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.session import Session
+from taskfarm.wire.frames import Frame, Kind
+
+
+@pytest.fixture(params=[2, 4])
+def farm(request: pytest.FixtureRequest) -> Iterator[LocalFarm]:
+    with local_farm(request.param) as farm:
+        yield farm
+
+
+@pytest.fixture
+def executor(farm: LocalFarm) -> Iterator[Executor]:
+    crew = Crew(farm.controller, range(1, farm.hub.size))
+    hall = Hall(Session(Config(blas_threads=0)), crew, lambda deadline: None)
+    executor = _CommExecutor(hall)
+    yield executor
+    executor.shutdown()
+    hall.close()
+    crew.dealer.check_invariants()
+    assert not crew.is_busy
+
+
+class Oops(Exception):
+    pass
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise ValueError("not this one")
+
+
+def fail_at(x: int, bad: int) -> int:
+    if x == bad:
+        raise Oops(x)
+    return x
+
+
+def test_tasks(executor: Executor) -> None:
+    """Results and failures of many tasks belong to their futures."""
+    futures = [executor.submit(fail_at, i, 70) for i in range(200)]
+    assert [future.exception(LIMIT_S) is None for future in futures] == [i != 70 for i in range(200)]
+    assert [future.result() for i, future in enumerate(futures) if i != 70] == [i for i in range(200) if i != 70]
+    error = futures[70].exception()
+    assert type(error) is Oops and type(error.__cause__) is RemoteError
+
+
+def test_maps(executor: Executor) -> None:
+    """Maps of all shapes give what the built-in one gives."""
+    assert list(executor.map(abs, range(-5000, 0))) == list(range(5000, 0, -1))
+    assert list(executor.map(pow, [1, 2, 3], iter([1, 2, 3]))) == [1, 4, 27]
+    assert list(executor.starmap(pow, [(2, 3)] * 100, chunksize=7)) == [8] * 100
+    assert sorted(executor.map_unordered(abs, iter(range(500)))) == list(range(500))
+    results = executor.map(fail_at, range(100), [50] * 100)
+    assert [next(results) for _ in range(50)] == list(range(50))
+    with pytest.raises(Oops):
+        next(results)
+
+
+def test_one_item_fails_alone(executor: Executor) -> None:
+    """An item that does not pickle fails in its place, whatever batch it was to go in."""
+    for bad in (0, 3, 17):
+        items: list[Any] = list(range(20))
+        items[bad] = Unpicklable()
+        results = executor.map(type, items, chunksize=5)
+        assert [next(results) for _ in range(bad)] == [int] * bad
+        with pytest.raises(ValueError, match="not this one"):
+            next(results)
+
+
+def test_arrays_are_the_receivers_own(executor: Executor) -> None:
+    """What a task gets and what it returns is nobody else's memory, also for tasks that had to wait."""
+    array = np.zeros(50_000)
+    futures = []
+    for value in range(10):
+        array[:] = value
+        futures.append(executor.submit(np.add, array, 0.5))
+    assert [float(future.result(LIMIT_S)[-1]) for future in futures] == [value + 0.5 for value in range(10)]
+
+
+def test_cancelled_tasks_are_not_run(executor: Executor) -> None:
+    """What is cancelled while it waits is never run, and those around it are."""
+    gate = threading.Event()
+    ran: list[int] = []
+    gates.append(gate)
+    logs.append(ran)
+    blocking = [executor.submit(wait_at_gate, len(gates) - 1) for _ in range(executor.num_workers)]
+    futures = [executor.submit(note, len(logs) - 1, i) for i in range(30)]
+    cancelled = {i for i, future in enumerate(futures) if i % 3 == 0 and future.cancel()}
+    gate.set()
+    _, not_done = std.wait([*futures, *blocking], LIMIT_S)
+    assert not not_done
+    assert len(cancelled) >= 8
+    assert sorted(ran) == [i for i in range(30) if i not in cancelled]
+
+
+gates: list[threading.Event] = []
+logs: list[list[int]] = []
+
+
+def wait_at_gate(number: int) -> None:
+    assert gates[number].wait(LIMIT_S)
+
+
+def note(number: int, i: int) -> None:
+    logs[number].append(i)
+
+
+def test_functions_are_sent_once_per_worker(farm: LocalFarm, executor: Executor, monkeypatch: Any) -> None:
+    """A map sends its function once to each worker that gets items, and takes it back."""
+    sent: list[tuple[int, Kind]] = []
+    transport = farm.transports[0]
+    send = transport.send
+    monkeypatch.setattr(
+        transport, "send", lambda dest, frame, **options: (sent.append((dest, frame.kind)), send(dest, frame))
+    )
+    table = list(range(3000))
+    assert list(executor.map(lambda i: table[i], range(3000), chunksize=50)) == table
+    executor.submit(abs, 1).result(LIMIT_S)
+    batches = [dest for dest, kind in sent if kind is Kind.BATCH]
+    assert len(batches) == 3000 // 50 + 1
+    for worker in set(batches):
+        kinds = [kind for dest, kind in sent if dest == worker]
+        assert kinds.count(Kind.FUNCTION) <= 3  # the initializer, the map's, that of submitted tasks
+        assert kinds.count(Kind.FORGET) == 1
+
+
+def test_strange_reports_change_nothing(farm: LocalFarm, executor: Executor) -> None:
+    """Reports of batches that were not dealt, or that make no sense, are dropped; work goes on."""
+    for body in (b"", b"x" * 16, b"\0" * 16, bytes(100)):
+        for number in (0, 1, 10**6, -1):
+            farm.controller.handle(1, Frame(Kind.BATCH_DONE, number, 3, 0, body))
+    assert executor.submit(abs, -3).result(LIMIT_S) == 3
+    assert list(executor.map(abs, range(100))) == list(range(100))
+
+
+def test_callbacks_run_by_the_pump(executor: Executor) -> None:
+    """Nobody waits for the future, and still its callback runs; it may wait for other tasks."""
+    told = threading.Event()
+    found: list[int] = []
+
+    def again(future: std.Future[int]) -> None:
+        found.append(executor.submit(abs, -future.result()).result(LIMIT_S))
+        told.set()
+
+    executor.submit(abs, -7).add_done_callback(again)
+    assert told.wait(LIMIT_S)
+    assert found == [7]
+
+
+def test_a_result_that_another_thread_delivers(executor: Executor, monkeypatch: Any) -> None:
+    """Who waits for a future sees its result, also if another thread is just about to deliver it."""
+    begun = threading.Event()
+    settle = TaskJob._settle
+
+    def settle_slowly(job: TaskJob, *args: Any) -> None:
+        begun.set()
+        time.sleep(0.1)
+        settle(job, *args)
+
+    monkeypatch.setattr(TaskJob, "_settle", settle_slowly)
+    future = executor.submit(abs, -3)
+    assert begun.wait(LIMIT_S)  # the pump has it
+    assert future.result() == 3
+
+
+def test_threads_take_turns(executor: Executor) -> None:
+    """Threads that submit, wait and map at once get their own results."""
+    found: dict[int, int] = {}
+
+    def work(k: int) -> None:
+        total = sum(executor.submit(abs, -k * i).result(LIMIT_S) for i in range(50))
+        found[k] = total + sum(executor.map(abs, range(k * 100)))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert found == {k: k * 1225 + sum(range(k * 100)) for k in range(5)}
+
+
+def test_initializer(farm: LocalFarm) -> None:
+    """It is run once per worker; if it fails, futures and later submits say so."""
+    crew = Crew(farm.controller, range(1, farm.hub.size))
+    hall = Hall(Session(Config(blas_threads=0)), crew, lambda deadline: None)
+    hall.enter()
+    logs.append([])
+    with _CommExecutor(hall, initializer=note, initargs=(len(logs) - 1, 5)) as executor:
+        assert sum(executor.map(abs, range(1000), chunksize=1)) == 499_500
+    assert 1 <= len(logs[-1]) <= executor._n_workers
+    with _CommExecutor(hall, initializer=fail_at, initargs=(1, 1)) as executor:
+        future = executor.submit(abs, 1)
+        with pytest.raises(ExecutorBrokenError, match="Oops"):
+            future.result(LIMIT_S)
+        limit = time.monotonic() + LIMIT_S
+        while executor._broken is None and time.monotonic() < limit:
+            time.sleep(0.001)
+        with pytest.raises(std.BrokenExecutor):
+            executor.submit(abs, 1)
+        with pytest.raises(std.BrokenExecutor):
+            executor.map(abs, [1])
+    hall.close()
