@@ -63,6 +63,9 @@ class _SchwimmbadPool:
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return list(self.pool.map(fn, items))
 
+    def map_best(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.pool.map(fn, items))  # it has no other way
+
     def one(self, fn: Callable[[Any], Any], item: Any) -> Any:
         return self.pool.map(fn, [item])[0]
 
@@ -87,6 +90,9 @@ class _FuturesPool:
 
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return list(self.executor.map(fn, items, chunksize=1))
+
+    def map_best(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.executor.map(fn, items, chunksize=100))
 
     def one(self, fn: Callable[[Any], Any], item: Any) -> Any:
         return self.executor.submit(fn, item).result()

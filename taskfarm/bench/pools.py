@@ -30,6 +30,9 @@ class _ExecutorPool:
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return list(self.executor.map(fn, items, chunksize=1))
 
+    def map_best(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.executor.map(fn, items, chunksize=1000))
+
     def one(self, fn: Callable[[Any], Any], item: Any) -> Any:
         return self.executor.submit(fn, item).result()
 
@@ -41,6 +44,9 @@ class _MultiprocessingPool:
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return list(self.pool.map(fn, items, chunksize=1))
 
+    def map_best(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.pool.map(fn, items))
+
     def one(self, fn: Callable[[Any], Any], item: Any) -> Any:
         return self.pool.apply(fn, (item,))
 
@@ -51,6 +57,9 @@ class _DaskPool:
 
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return list(self.client.gather(self.client.map(fn, items, pure=False)))
+
+    def map_best(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.client.gather(self.client.map(fn, items, pure=False, batch_size=1000)))
 
     def one(self, fn: Callable[[Any], Any], item: Any) -> Any:
         return self.client.submit(fn, item, pure=False).result()

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 from taskfarm.bench.functions import noop, same, timed
 
-__all__ = ["ECHO", "NOOP", "NOOPS", "Pool", "new_array", "work_seconds"]
+__all__ = ["ECHO", "MAP", "NOOP", "NOOPS", "Pool", "new_array", "work_seconds"]
 
 NOOPS = "noops"
 NOOP = "noop"
 ECHO = "echo"
+MAP = "map"
 
 _ECHO_BYTES = 1 << 20
 
@@ -22,12 +23,17 @@ class Pool(Protocol):
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> object:
         """Run ``fn(item)`` for every item, each in a message of its own, and wait for all."""
 
+    def map_best(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> object:
+        """Run ``fn(item)`` for every item, in the messages that suit the peer best, and wait for all."""
+
     def one(self, fn: Callable[[Any], Any], item: Any) -> object:
         """Run ``fn(item)`` and wait for it."""
 
 
 def work_seconds(pool: Pool, work: str, n: int) -> float:
-    """Return the seconds that `n` repetitions of a work take: ``noops`` at once, ``noop`` or ``echo`` one by one."""
+    """Return the seconds that `n` repetitions of a work take: ``noops`` and ``map`` at once, the others one by one."""
+    if work == MAP:
+        return timed(pool.map_best, noop, range(n))
     if work == NOOPS:
         return timed(pool.map, noop, range(n))
     item = new_array(_ECHO_BYTES) if work == ECHO else None

@@ -8,7 +8,7 @@ from functools import partial
 from taskfarm.bench.common import KB, MB
 from taskfarm.bench.functions import busy, noop
 from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, Row, Target, Unit
-from taskfarm.bench.rows import arrays, buffers, calls, launching, memory, messages, tasks, waiting
+from taskfarm.bench.rows import arrays, buffers, calls, executor, launching, memory, messages, tasks, waiting
 
 __all__ = ["RANKS", "all_rows"]
 
@@ -18,6 +18,7 @@ SCALING_MIN_CORES = 4
 _SECONDS = Unit("s", 1.0)
 _FIRST = Unit("us")  # of the first round trip: it cannot be repeated
 _PERCENT = Unit("% CPU")
+_PERCENT_OF_OURS = Unit("%", more_is_better=True)
 _TIMES_ARRAY = Unit("x array")
 _MEGABYTES = Unit("MB")
 _CROWD_RATE = Unit("tasks/s", more_is_better=True)
@@ -35,6 +36,7 @@ def all_rows(n_cores: int) -> tuple[Row, ...]:
     """Return the rows for a machine with so many usable cores; those about scaling need four."""
     return (
         *_tasks(),
+        *_executor(),
         *_calls_and_messages(),
         *_arrays(),
         *_buffers(),
@@ -51,6 +53,39 @@ def _tasks() -> Iterator[Row]:
         yield Row("noop_tasks", about, [n_ranks], RATE, tasks.noop_rate, target, least=_LEAST_TASKS)
     yield Row("task", "an empty task, there and back", [2], US, tasks.there_and_back, Target(6.0))
     yield Row("echo_1MB", _ECHO, [2], MS, partial(tasks.echo, MB))
+
+
+def _executor() -> Iterator[Row]:
+    target = Target(15.0, "mpi4py.futures", at_least=True)
+    yield Row(
+        "executor_submit",
+        "empty tasks, submitted, then gathered",
+        [2],
+        RATE,
+        executor.submitted,
+        target,
+        least=_LEAST_TASKS,
+    )
+    target = Target(1.0, "schwimmbad", at_least=True)
+    yield Row(
+        "executor_map_1",
+        "map of empty tasks, batches of 1",
+        [2],
+        RATE,
+        executor.one_by_one_map,
+        target,
+        least=_LEAST_TASKS,
+    )
+    target = Target(1.0, "mp.Pool", at_least=True)
+    yield Row(
+        "executor_map", "map of empty tasks, best batches", [2], RATE, executor.mapped, target, least=_LEAST_TASKS
+    )
+    target = Target(0.1, "mpi4py.futures")
+    yield Row("executor_task", "submit(...).result() of an empty task", [2], US, executor.there_and_back, target)
+    target = Target(0.2, "mpi4py.futures")
+    yield Row("executor_echo_1MB", _ECHO, [2], MS, partial(executor.echo, MB), target)
+    about = "map over log-normal times (mean 1 ms, sigma 2): ideal in % of ours"
+    yield Row("executor_uneven", about, [3], _PERCENT_OF_OURS, executor.uneven, Target(95.0, "", at_least=True), _LEAST)
 
 
 def _calls_and_messages() -> Iterator[Row]:

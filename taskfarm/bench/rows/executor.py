@@ -1,0 +1,102 @@
+"""The executor against its peers: tasks one by one and at once, maps, arrays, and how well uneven work is shared."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+
+from taskfarm import Executor
+from taskfarm.bench import peers
+from taskfarm.bench.functions import noop, same, timed
+from taskfarm.bench.measure import OURS, Contenders, Setting
+from taskfarm.bench.works import ECHO, MAP, NOOP, NOOPS, new_array
+
+__all__ = ["echo", "mapped", "one_by_one_map", "submitted", "there_and_back", "uneven"]
+
+_MEAN_S, _SIGMA = 1e-3, 2.0  # of the logarithm: one task in a hundred takes a hundred times the median
+_N_UNEVEN = 2000
+
+
+def _with_executor(work: Callable[[Executor, int], None], setting: Setting) -> Callable[[int], float]:
+    def seconds(n: int) -> float:
+        with Executor(max_workers=setting.n_ranks - 1) as executor:
+            executor.submit(noop, None).result()
+            return timed(work, executor, n)
+
+    return seconds
+
+
+def submitted(setting: Setting) -> Contenders:
+    """Return the row for empty tasks that are all submitted and then gathered; the peers' maps do that, too."""
+    return {OURS: _with_executor(_submit_all, setting), **peers.contenders(setting, NOOPS)}
+
+
+def _submit_all(executor: Executor, n: int) -> None:
+    for future in [executor.submit(noop, item) for item in range(n)]:
+        future.result()
+
+
+def one_by_one_map(setting: Setting) -> Contenders:
+    """Return the row for a map of empty tasks in batches of one."""
+
+    def work(executor: Executor, n: int) -> None:
+        for _ in executor.map(noop, range(n), chunksize=1):
+            pass
+
+    return {OURS: _with_executor(work, setting), **peers.contenders(setting, NOOPS)}
+
+
+def mapped(setting: Setting) -> Contenders:
+    """Return the row for a map of empty tasks as it is; the peers with their best chunksize."""
+
+    def work(executor: Executor, n: int) -> None:
+        for _ in executor.map(noop, range(n)):
+            pass
+
+    return {OURS: _with_executor(work, setting), **peers.contenders(setting, MAP)}
+
+
+def there_and_back(setting: Setting) -> Contenders:
+    """Return the row for ``submit(...).result()``."""
+
+    def work(executor: Executor, n: int) -> None:
+        for _ in range(n):
+            executor.submit(noop, None).result()
+
+    return {OURS: _with_executor(work, setting), **peers.contenders(setting, NOOP)}
+
+
+def echo(size_bytes: int, setting: Setting) -> Contenders:
+    """Return the row for an array as argument and result of a task."""
+    array = new_array(size_bytes)
+
+    def work(executor: Executor, n: int) -> None:
+        for _ in range(n):
+            executor.submit(same, array).result()
+
+    return {OURS: _with_executor(work, setting), **peers.contenders(setting, ECHO)}
+
+
+def uneven(setting: Setting) -> Contenders:
+    """Return the row for sleeping tasks of log-normal duration: the ideal makespan in percent of ours."""
+    rng = random.Random(1)
+    times = [rng.lognormvariate(math.log(_MEAN_S) - _SIGMA**2 / 2, _SIGMA) for _ in range(_N_UNEVEN)]
+    n_workers = setting.n_ranks - 1
+
+    def percent(_: int) -> float:
+        with Executor(max_workers=n_workers) as executor:
+            began = time.perf_counter()
+            spent = sum(executor.map(_sleep, times))
+            ideal: float = max(spent / n_workers, max(times))
+            return 100 * ideal / (time.perf_counter() - began)
+
+    return {OURS: percent}
+
+
+def _sleep(seconds: float) -> float:
+    """Sleep, and return how long that took: more than was asked for, where the time is short."""
+    began = time.perf_counter()
+    time.sleep(seconds)
+    return time.perf_counter() - began
