@@ -201,7 +201,7 @@ class Executor(std.Executor):
         timeout : float, optional
             Seconds from now, after which a result that is not there raises `TimeoutError`.
         chunksize : int, optional
-            Items per batch, instead of the adapted size.
+            Items that are run one after another by the same worker; short chunks travel together.
         buffersize : int, optional
             How many items may be read before their results are taken.
         progress : bool or "always"
@@ -288,12 +288,12 @@ class Executor(std.Executor):
             items,
             star=star,
             initializer=self._initializer,
-            unit=chunksize,
+            unit=chunksize or 1,
             buffersize=buffersize,
             on_broken=partial(note_broken, weakref.ref(self)),
         )
         self._maps.add(job)
-        crew.post(lambda: crew.add_job(job, self._n_workers, chunksize))
+        crew.post(lambda: crew.add_job(job, self._n_workers, chunksize or 1))
         return job
 
     # asyncio

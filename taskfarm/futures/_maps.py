@@ -20,9 +20,9 @@ from taskfarm.futures._future import broken
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.jobs import Initializer, Parcel
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.runner import decode_failure, exception_of
-from taskfarm.wire.codec import Packed, pack, unpack
-from taskfarm.wire.frames import Buffer
+from taskfarm.runtime.results import Results
+from taskfarm.runtime.runner import exception_of
+from taskfarm.wire.codec import Packed, pack
 
 __all__ = ["MapJob"]
 
@@ -31,22 +31,6 @@ FEW = 16  # items that are read and sent one by one, before the source is believ
 MAX_HELD_ITEMS = 1 << 20  # results that wait for an earlier one; pointers to small integers: 8 MB
 MAX_HELD_BYTES = 1 << 27  # the same in bytes on the wire; as much again may be on its way
 MANY = 64  # results of one batch that are not let go one by one, as large ones are: that would take twice as long
-
-
-class _Held:
-    """Results of consecutive items, as they came; or the exception of one item."""
-
-    __slots__ = ("body", "buffers", "error", "n")
-
-    def __init__(self, n: int, body: Buffer, buffers: Sequence[Buffer], error: BaseException | None = None) -> None:
-        self.n = n
-        self.body = body
-        self.buffers = buffers
-        self.error = error
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.body) + sum(len(buffer) for buffer in self.buffers)
 
 
 class MapJob:
@@ -66,8 +50,8 @@ class MapJob:
         Whether an item is the function's positional arguments.
     initializer : Initializer or None
         What a worker must have run before.
-    unit : int or None
-        Items per batch, None to have it adapted.
+    unit : int
+        Items that stay together.
     buffersize : int or None
         How many items may be read ahead of the results that were taken, None to have it adapted.
     on_broken : callable
@@ -83,7 +67,7 @@ class MapJob:
         *,
         star: bool,
         initializer: Initializer | None,
-        unit: int | None,
+        unit: int,
         buffersize: int | None,
         on_broken: Callable[[BaseException], None],
     ) -> None:
@@ -92,7 +76,7 @@ class MapJob:
         self.initializer = initializer
         self.unit = unit
         self._crew = crew
-        self._option = (BatchOption.STAR if star else 0) | (BatchOption.GIVE_BACK if unit is None else 0)
+        self._option = (BatchOption.STAR if star else 0) | (BatchOption.CHUNKS if unit > 1 else 0)
         self._range = items if type(items) is range else None
         self._iterator: Iterator[Any] | None = None if self._range is not None else iter(items)
         self._buffersize = buffersize
@@ -106,7 +90,7 @@ class MapJob:
         self._fresh: deque[Sequence[Any]] = deque()  # what was read and not dealt, in order
         self._given_back: dict[int, Sequence[Any]] = {}
         self._flying: dict[int, Sequence[Any]] = {}
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Results] = {}
         self._n_held = 0
         self._held_bytes = 0
         self._error: BaseException | None = None  # of the executor
@@ -137,11 +121,8 @@ class MapJob:
             self._reading.release()
 
     def _piece(self, room: int) -> int:
-        """Return how many items to read at once: whole batches where their size was asked for."""
-        n = min(self._step, room)
-        if self.unit is None:
-            return n
-        n = max(n // self.unit, 1) * self.unit
+        """Return how many items to read at once: whole chunks, as far as that is allowed."""
+        n = max(min(self._step, room) // self.unit, 1) * self.unit
         return n if self._buffersize is None else min(n, room)
 
     def _room(self, all_of_it: bool) -> int:
@@ -213,14 +194,11 @@ class MapJob:
                 raise self._error
             self.read_ahead()
             return None
-        if held.error is not None:
-            raise held.error
-        results, failures = unpack(held.body, held.buffers)
+        results, failures = held.read("map")
         if failures:
             first = min(failures)
-            self._failure = exception_of(decode_failure(failures[first]), "map")
+            self._failure = failures[first]
             del results[first:]
-        assert isinstance(results, list)
         return results
 
     def on_consumed(self, n: int) -> None:
@@ -241,7 +219,7 @@ class MapJob:
         """Return where results that are here start, -1 if there are none."""
         return next(iter(self._held), -1)
 
-    def _take(self, start: int) -> _Held | None:
+    def _take(self, start: int) -> Results | None:
         held = self._held.pop(start, None)
         if held is not None:
             self._n_held -= held.n
@@ -299,7 +277,7 @@ class MapJob:
     def pack(self, start: int, stop: int) -> Parcel:
         items = self._items(start, stop)
         self._flying[start] = items
-        packed = pack(items)
+        packed = pack((items, self.unit) if self.unit > 1 else items)
         return Parcel(packed.body, packed.buffers, self._option)
 
     def _items(self, start: int, stop: int) -> Sequence[Any]:
@@ -332,11 +310,11 @@ class MapJob:
             parts.extend(part)
         return parts
 
-    def on_results(self, start: int, n: int, body: Buffer, buffers: Sequence[Buffer]) -> None:
+    def on_results(self, start: int, results: Results) -> None:
         items = self._flying.pop(start, ())
-        if n < len(items):
-            self._given_back[start + n] = items[n:]
-        self._hold(start, _Held(n, body, buffers))
+        if results.n < len(items):
+            self._given_back[start + results.n] = items[results.n :]
+        self._hold(start, results)
 
     def on_returned(self, start: int, stop: int) -> None:
         self._given_back[start] = self._flying.pop(start)
@@ -344,7 +322,7 @@ class MapJob:
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
         self._given_back.pop(start, None)
         self._flying.pop(start, None)
-        self._hold(start, _Held(stop - start, b"", (), exception_of(failure, "map")))
+        self._hold(start, Results(stop - start, b"", error=exception_of(failure, "map")))
 
     def on_broken(self, failure: RankFailure | BaseException) -> None:
         error = broken(
@@ -355,7 +333,7 @@ class MapJob:
         self._crew.end_job(self)
         self._crew.deliver_later(lambda: self._tell_broken(error))
 
-    def _hold(self, start: int, held: _Held) -> None:
+    def _hold(self, start: int, held: Results) -> None:
         if self.is_over:
             return
         if self._consumer is not None and self._consumer() is None:  # dropped before its first value

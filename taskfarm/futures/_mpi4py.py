@@ -1,7 +1,6 @@
 """Stand-ins for `mpi4py.futures`, with its signatures.
 
-What differs: `MPIPoolExecutor` uses the ranks of the job and never spawns processes by MPI, and ``chunksize=1``, the
-default there, means that the batch size is adapted.
+What differs: `MPIPoolExecutor` uses the ranks of the job and never spawns processes by MPI.
 """
 
 from __future__ import annotations
@@ -141,7 +140,7 @@ class MPIPoolExecutor(Executor):
         """As `Executor.map`; with `unordered`, as `Executor.map_unordered`."""
         _check_unordered(buffersize, unordered)
         do_map = super().map_unordered if unordered else super().map
-        return do_map(fn, *iterables, timeout=timeout, chunksize=_asked(chunksize), buffersize=buffersize)
+        return do_map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
 
     def starmap(  # type: ignore[override]
         self,
@@ -154,7 +153,7 @@ class MPIPoolExecutor(Executor):
     ) -> Iterator[T]:
         """As `Executor.starmap`."""
         _check_unordered(buffersize, unordered)
-        return self._map(fn, iterable, True, timeout, _asked(chunksize), buffersize, in_order=not unordered)
+        return self._map(fn, iterable, True, timeout, chunksize, buffersize, in_order=not unordered)
 
     def _end_within(self, limit_s: float, wait: bool, cancel_futures: bool) -> None:
         if self._booted:
@@ -178,10 +177,6 @@ class ProcessPoolExecutor(MPIPoolExecutor):
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() and int(text) else None
-
-
-def _asked(chunksize: int) -> int | None:
-    return None if chunksize == 1 else chunksize
 
 
 def _check_unordered(buffersize: int | None, unordered: bool) -> None:

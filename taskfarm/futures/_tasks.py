@@ -11,8 +11,9 @@ from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Initializer, Parcel
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.runner import decode_failure, exception_of
-from taskfarm.wire.codec import Packed, empty_buffer, unpack
+from taskfarm.runtime.results import Results
+from taskfarm.runtime.runner import exception_of
+from taskfarm.wire.codec import Packed, empty_buffer
 from taskfarm.wire.frames import Buffer
 
 __all__ = ["Task", "TaskJob", "copied"]
@@ -103,7 +104,7 @@ class TaskJob:
     # What the crew calls
 
     def pack(self, start: int, stop: int) -> Parcel | None:
-        option = BatchOption.TASKS | BatchOption.GIVE_BACK
+        option: int = BatchOption.TASKS
         bodies: list[Buffer] = []
         buffers: list[Buffer] = []
         counts: list[int] = []
@@ -130,9 +131,8 @@ class TaskJob:
             return Parcel(pickle.dumps(list(zip(bodies, counts, strict=True)), 5), buffers, option, needs, borrows)
         return Parcel(pickle.dumps(bodies, 5), (), option, needs)
 
-    def on_results(self, start: int, n: int, body: Buffer, buffers: Sequence[Buffer]) -> None:
-        indices = range(start, start + n)
-        self._crew.deliver_later(lambda: self._settle(indices, body, buffers))
+    def on_results(self, start: int, results: Results) -> None:
+        self._crew.deliver_later(lambda: self._settle(start, results))
 
     def on_returned(self, start: int, stop: int) -> None:
         pass  # tasks are kept until they have ended
@@ -150,24 +150,19 @@ class TaskJob:
 
     # Without the lock
 
-    def _settle(self, indices: range, body: Buffer, buffers: Sequence[Buffer]) -> None:
-        try:
-            results, failures = unpack(body, buffers)
-        except Exception as exc:  # noqa: BLE001 - a class that cannot be imported here, a __setstate__ that raises
-            self._fail(indices, exc)
-            return
+    def _settle(self, start: int, results: Results) -> None:
+        values, failures = results.read("task")
         tasks = self._tasks
-        for index, value in zip(indices, results, strict=True):
+        for index, value in enumerate(values, start):
             task = tasks.get(index)
             if task is None:
                 continue
-            future = task.future
-            if failures and index - indices.start in failures:
-                error = exception_of(decode_failure(failures[index - indices.start]), "task")
-                if task.sent and not future.done():
-                    future.set_exception(error)
-            elif task.sent and not future.done():
-                future.set_result(value)
+            if not task.sent or task.future.done():
+                pass
+            elif index - start in failures:
+                task.future.set_exception(failures[index - start])
+            else:
+                task.future.set_result(value)
             tasks.pop(index, None)
 
     def _fail(self, indices: Sequence[int], error: BaseException) -> None:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from taskfarm.errors import ProtocolError
 from taskfarm.runtime.options import BatchOption, FunctionOption
 from taskfarm.runtime.registry import Registry
-from taskfarm.runtime.runner import Outcome, decode_failure, encode_failure, exception_of, failure_of, flush_output, run
+from taskfarm.runtime.results import pack_results
+from taskfarm.runtime.runner import Outcome, decode_failure, encode_failure, exception_of, failure_of, flush_output
 from taskfarm.runtime.work import unpack_work
 from taskfarm.scheduling.dealing import give_back_s
 from taskfarm.transport.base import Transport
-from taskfarm.wire.codec import pack, unpack
+from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
 __all__ = ["BatchReport", "BatchRunner", "ReplyOption", "read_report"]
@@ -34,8 +35,9 @@ class ReplyOption:
     """What a BATCH_DONE frame carries; plain integers."""
 
     RESULTS = 0  #: (results, failures by position)
-    UNREADABLE = 1  #: the failure that unpacking the batch, or its function, raised
-    BROKEN = 2  #: the failure of the initializer
+    APART = 1  #: the same, but each result in a pickle of its own, with the number of its buffers
+    UNREADABLE = 2  #: the failure that unpacking the batch, or its function, raised
+    BROKEN = 3  #: the failure of the initializer
 
 
 class BatchReport(NamedTuple):
@@ -154,17 +156,17 @@ class BatchRunner:
             failure = self._encode(outcome.exception)
             self._reply(frame.a, 0, ReplyOption.UNREADABLE, (0.0, gap_s), failure, ())
             return
-        items = outcome.value
+        items, unit = outcome.value if option & BatchOption.CHUNKS else (outcome.value, 1)
         del outcome
         calls: Iterator[Any] = starmap(job.fn, items) if option & BatchOption.STAR else map(job.fn, items)
-        limit_s = self._give_back_s if option & BatchOption.GIVE_BACK else math.inf
-        results, failures = self._run_items(calls, len(items), started + limit_s)
+        results, failures = self._run_items(calls, len(items), started + self._give_back_s, unit)
         del items, calls
         n_done = len(results)
-        body, buffers = self._pack_results(results, failures)
+        is_apart, packed = pack_results(results, failures, self._encode)
         del results
         self._ended = time.monotonic()
-        self._reply(frame.a, n_done, ReplyOption.RESULTS, (self._ended - started, gap_s), body, buffers)
+        reply = ReplyOption.APART if is_apart else ReplyOption.RESULTS
+        self._reply(frame.a, n_done, reply, (self._ended - started, gap_s), packed.body, packed.buffers)
         flush_output()  # while the reply is on its way
 
     def _source(self, frame: Frame) -> tuple[Any, ...]:
@@ -185,34 +187,21 @@ class BatchRunner:
             fn = job.fn
         return fn(*args, **kwargs)
 
-    def _run_items(self, calls: Iterator[Any], n: int, deadline: float) -> tuple[list[Any], dict[int, bytes]]:
+    def _run_items(
+        self, calls: Iterator[Any], n: int, deadline: float, unit: int
+    ) -> tuple[list[Any], dict[int, bytes]]:
         """Return the results of the items that were run, and the failures among them by position."""
         results: list[Any] = []
         failures: dict[int, bytes] = {}
         while len(results) < n:
-            outcome = self._run_user_code(_fill, results, calls, n, deadline)
+            outcome = self._run_user_code(_fill, results, calls, n, deadline, unit)
             if outcome.exception is None:
                 break
             failures[len(results)] = self._encode(outcome.exception)
             results.append(None)
-            if time.monotonic() >= deadline:
+            if len(results) % unit == 0 and time.monotonic() >= deadline:
                 break
         return results, failures
-
-    def _pack_results(self, results: list[Any], failures: dict[int, bytes]) -> tuple[bytes, Sequence[Buffer]]:
-        packed = run(pack, ((results, failures),))  # any __reduce__ may raise anything
-        if packed.exception is not None:
-            for index, value in enumerate(results):
-                alone = run(pack, (value,))
-                if alone.exception is not None:
-                    failures[index] = self._encode(alone.exception)
-                    results[index] = None
-            packed = run(pack, ((results, failures),))
-        if packed.exception is not None:  # each alone does, all together do not
-            failure = self._encode(packed.exception)
-            packed = run(pack, (([None] * len(results), dict.fromkeys(range(len(results)), failure)),))
-        body: bytes = packed.value.body
-        return body, packed.value.buffers
 
     def _reply(
         self, number: int, n_done: int, option: int, times: tuple[float, float], body: bytes, buffers: Sequence[Buffer]
@@ -228,29 +217,25 @@ class BatchRunner:
         return encode_failure(failure_of(exc, self._transport.rank, self._host))
 
 
-def _fill(results: list[Any], calls: Iterator[Any], n: int, deadline: float) -> None:
-    """Append what `calls` gives to `results` until it has `n` items or the time has come.
+def _fill(results: list[Any], calls: Iterator[Any], n: int, deadline: float, unit: int) -> None:
+    """Append what `calls` gives to `results` until it has `n` items, or a multiple of `unit` when the time has come.
 
     What was appended stays there if a call raises, and the next run of this function goes on behind it.
     """
     if n - len(results) == 1:
         results.append(next(calls))
         return
-    if deadline == math.inf:
-        _extend(results, calls, n - len(results))
-        return
     began = now = time.monotonic()
     first = len(results)
-    step = 1
+    step = unit - first % unit
     while True:
-        _extend(results, calls, step)
-        left = n - len(results)
-        if not left:
+        _extend(results, calls, min(step, n - len(results)))
+        if len(results) == n:
             return
         now = time.monotonic()
         if now >= deadline:
             return
-        step = min(left, max(1, int(SLICE_S * (len(results) - first) / (now - began + 1e-9))))
+        step = max(1, int(SLICE_S * (len(results) - first) / (now - began + 1e-9)) // unit) * unit
 
 
 def _extend(results: list[Any], calls: Iterator[Any], n: int) -> None:

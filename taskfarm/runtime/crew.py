@@ -33,6 +33,7 @@ from taskfarm.runtime.deliveries import Deliveries
 from taskfarm.runtime.functions import FunctionBook
 from taskfarm.runtime.jobs import Job, Parcel
 from taskfarm.runtime.options import FunctionOption
+from taskfarm.runtime.results import Results
 from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.transport.base import raise_if_interrupted
@@ -199,7 +200,7 @@ class Crew:
 
     # With the lock held
 
-    def add_job(self, job: Job, n_workers: int, unit: int | None = None) -> None:
+    def add_job(self, job: Job, n_workers: int, unit: int = 1) -> None:
         """Take a new job; its items come by `add_items`."""
         self._jobs[job.number] = job
         self.dealer.on_job(job.number, n_workers, unit)
@@ -353,11 +354,12 @@ class Crew:
             raise ProtocolError(f"batch {frame.a} is not under way at rank {source}")
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
-        if frame.option == ReplyOption.RESULTS:
+        if frame.option <= ReplyOption.APART:
             self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s)
             if job is not None and frame.b:
-                self.dealer.on_bytes(batch.job, frame.b, len(frame.body) + sum(map(len, frame.buffers)))
-                job.on_results(batch.start, frame.b, report.body, frame.buffers)
+                results = Results(frame.b, report.body, frame.buffers, frame.option == ReplyOption.APART)
+                self.dealer.on_bytes(batch.job, frame.b, results.size_bytes)
+                job.on_results(batch.start, results)
             return
         failure = decode_failure(report.body)
         if frame.option == ReplyOption.UNREADABLE and n_items > 1:

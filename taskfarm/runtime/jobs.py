@@ -7,6 +7,7 @@ from typing import Protocol
 
 from taskfarm.errors import RankFailure
 from taskfarm.runtime.functions import KnownFunction
+from taskfarm.runtime.results import Results
 from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer
 
@@ -70,8 +71,8 @@ class Job(Protocol):
     def pack(self, start: int, stop: int) -> Parcel | None:
         """Return items as a batch, None if there is nothing left to do about them. May raise what pickling raises."""
 
-    def on_results(self, start: int, n: int, body: Buffer, buffers: Sequence[Buffer]) -> None:
-        """Take the results of the `n` items from `start` on, pickled as (results, failures by position)."""
+    def on_results(self, start: int, results: Results) -> None:
+        """Take the results of the items from `start` on."""
 
     def on_returned(self, start: int, stop: int) -> None:
         """Note that the items of a batch come back to be packed again, one by one."""

@@ -45,4 +45,4 @@ class BatchOption(IntEnum):
     STAR = 1  #: an item is the function's positional arguments
     TASKS = 2  #: each item is work of its own, (function, args, kwargs), in a pickle of its own
     BUFFERS = 4  #: tasks with raw buffers: the body says how many belong to each
-    GIVE_BACK = 8  #: a batch that takes long is ended early, and what was not begun is given back
+    CHUNKS = 8  #: the items come with a number, so many of them stay together

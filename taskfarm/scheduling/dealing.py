@@ -13,6 +13,7 @@ are learnt from every batch that comes back:
 
 What is not known yet is found out carefully: first batches are one item, one batch per worker. An item that takes
 much longer than its job's pace said holds up nobody: the worker gives back what it has not begun, and it is dealt anew.
+Where a chunk size was asked for, that many items stay together in all of this.
 
 Nothing here knows the time; what took how long comes in as an argument.
 """
@@ -98,7 +99,7 @@ class _Job:
         "waiting", "weight",
     )  # fmt: skip
 
-    def __init__(self, number: int, n_workers: int, unit: int | None) -> None:
+    def __init__(self, number: int, n_workers: int, unit: int) -> None:
         self.number = number
         self.n_workers = n_workers
         self.unit = unit
@@ -118,20 +119,17 @@ class _Job:
     def expected_s(self, n: int) -> float:
         """Return how long a batch of `n` items should keep a worker busy, for deciding whether to send another one."""
         task_s = self.task_s()
-        if task_s is None:
-            return UNKNOWN_S
-        return n * task_s if self.unit is not None else max(n * task_s, HANDLING_S)
+        return UNKNOWN_S if task_s is None else max(n * task_s, HANDLING_S)
 
     def batch_size(self) -> int:
         """Return the number of items that the next batch should have."""
-        if self.unit is not None:
-            return self.unit
         task_s = self.task_s()
         if task_s is None:
-            return 1
+            return self.unit
         wanted = min(int(target_s(self.n_workers) / task_s), GROWTH * self.largest, int(BATCH_BYTES / self.item_bytes))
         share = -(-self.n_waiting // (SHARES * self.n_workers))
-        return max(1, min(wanted, max(share, int(HANDLING_S / task_s))))  # one item may be larger than a batch
+        size = min(wanted, max(share, int(HANDLING_S / task_s)))
+        return max(size // self.unit, 1) * self.unit  # one item may be larger than a batch
 
     def take(self, size: int) -> tuple[int, int]:
         """Remove up to `size` consecutive items from those that wait, and return where they start and stop."""
@@ -169,7 +167,7 @@ class Dealer:
 
     # Events
 
-    def on_job(self, number: int, n_workers: int, unit: int | None = None) -> None:
+    def on_job(self, number: int, n_workers: int, unit: int = 1) -> None:
         """Note a new job.
 
         Parameters
@@ -179,7 +177,7 @@ class Dealer:
         n_workers : int
             How many of the workers it may use.
         unit : int, optional
-            Items per batch; by default as the pace suggests.
+            Items that stay together: a batch has a multiple of it.
         """
         self._jobs[number] = _Job(number, min(n_workers, len(self._lanes)), unit)
 
@@ -306,7 +304,7 @@ class Dealer:
         if job is None:  # not announced yet
             return MIN_LOOK_AHEAD
         task_s = job.task_s()
-        least = MIN_LOOK_AHEAD * (job.unit or 1)
+        least = MIN_LOOK_AHEAD * job.unit
         ahead = least if task_s is None else int(min(max(LOOK_AHEAD_S / task_s, least), max(MAX_LOOK_AHEAD, least)))
         return max(min(ahead * job.n_workers, int(LOOK_AHEAD_BYTES / job.item_bytes)), least * job.n_workers)
 

@@ -8,7 +8,6 @@ begun of one that takes too long, as the real one does.
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,12 +67,13 @@ class _Farm:
     """The simulated farm; see `simulate` for the parameters."""
 
     def __init__(
-        self, durations: Sequence[float], n_workers: int, latency_s: float, handling_s: float, unit: int | None
+        self, durations: Sequence[float], n_workers: int, latency_s: float, handling_s: float, unit: int
     ) -> None:
         self._durations = durations
         self._latency_s = latency_s
         self._handling_s = handling_s
-        self._give_back_s = give_back_s(n_workers) if unit is None else math.inf
+        self._give_back_s = give_back_s(n_workers)
+        self._unit = unit
         self._dealer = Dealer(range(1, n_workers + 1))
         self._dealer.on_job(_JOB, n_workers, unit)
         self._workers = {rank: _Worker() for rank in range(1, n_workers + 1)}
@@ -124,7 +124,7 @@ class _Farm:
         batch = worker.waiting.popleft()
         worker.is_running = True
         seconds, n_done = 0.0, 0
-        while batch.start + n_done < batch.stop and seconds < self._give_back_s:
+        while batch.start + n_done < batch.stop and (seconds < self._give_back_s or n_done % self._unit):
             seconds += self._durations[batch.start + n_done]
             self.runs[batch.start + n_done] += 1
             n_done += 1
@@ -137,7 +137,7 @@ def simulate(
     *,
     latency_s: float = 20e-6,
     handling_s: float = 10e-6,
-    unit: int | None = None,
+    unit: int = 1,
 ) -> Report:
     """Run one map over items that take `durations` seconds each.
 
@@ -152,7 +152,7 @@ def simulate(
     handling_s : float
         Seconds for which rank 0 is busy with one message.
     unit : int, optional
-        Items per batch; by default adapted.
+        Items that stay together.
     """
     farm = _Farm(durations, n_workers, latency_s, handling_s, unit)
     makespan_s = farm.run()

@@ -71,15 +71,15 @@ def test_long_tasks_are_not_queued_behind_one_another(dealer: Dealer) -> None:
 def test_a_long_way_is_filled_with_work() -> None:
     """If a worker waits although items do, more batches are sent to it; forgotten when it waits no more."""
     dealer = Dealer([1])
-    dealer.on_job(JOB, 1, 1)
+    dealer.on_job(JOB, 1)
     dealer.on_items(JOB, 100_000)
     deal(dealer)
     for _ in range(20):
-        dealer.on_done(next(iter(dealer.flying)), 1, 1e-3, 10e-3)
+        dealer.on_done(next(iter(dealer.flying)), 1, 2e-3, 20e-3)
         deal(dealer)
     assert 10 <= len(dealer.flying) <= 40
     for _ in range(3000):
-        dealer.on_done(next(iter(dealer.flying)), 1, 1e-3, 0.0)
+        dealer.on_done(next(iter(dealer.flying)), 1, 2e-3, 0.0)
         deal(dealer)
     assert len(dealer.flying) == 2
     assert MAX_DEPTH > 40
@@ -101,17 +101,24 @@ def test_the_tail_is_shared(dealer: Dealer) -> None:
     assert sorted(sizes[2:])[2] >= int(HANDLING_S / 10e-6)
 
 
-def test_chunksize_is_obeyed() -> None:
-    """A size that was asked for is used, whatever the pace."""
+def test_chunks_stay_together() -> None:
+    """Items of a chunk leave in one batch, whatever the pace; short chunks leave together, long ones alone."""
     dealer = Dealer([1, 2, 3])
     dealer.on_job(JOB, 3, 10)
-    dealer.on_items(JOB, 35)
-    sizes = []
+    dealer.on_items(JOB, 1005)
+    seen = []
     while batches := deal(dealer):
-        sizes += [batch.stop - batch.start for batch in batches]
+        seen += batches
         for batch in batches:
             dealer.on_done(batch.number, batch.stop - batch.start, 1e-6, 0.0)
-    assert sizes == [10, 10, 10, 5]
+    assert all(batch.start % 10 == 0 for batch in seen)
+    assert all(batch.stop % 10 == 0 for batch in seen if batch.stop != 1005)
+    assert max(batch.stop - batch.start for batch in seen) >= 100
+    dealer.on_items(JOB, 95)
+    while batches := deal(dealer):
+        assert all(batch.stop - batch.start <= 10 for batch in batches)
+        for batch in batches:
+            dealer.on_done(batch.number, batch.stop - batch.start, 1.0, 0.0)
 
 
 def test_what_was_not_begun_is_dealt_anew_and_first(dealer: Dealer) -> None:

@@ -31,6 +31,15 @@ class Unpicklable:
         raise ValueError("not this one")
 
 
+class Unloadable:
+    def __reduce__(self):
+        return fail_to_load, ()
+
+
+def fail_to_load():
+    raise ValueError("on loading")
+
+
 class Thing:
     pass
 
@@ -56,6 +65,10 @@ def fail_at_three(x):
 
 def spoil_two(x):
     return Unpicklable() if x == 2 else x
+
+
+def poison_two(x):
+    return Unloadable() if x == 2 else x
 
 
 def stop_at_two(x):
@@ -97,6 +110,19 @@ def check_starmap_and_unordered():
     equal(sorted(EX.map_unordered(pow, range(50), range(50))), sorted(map(pow, range(50), range(50))))
     if EX.num_workers > 1:
         equal(next(EX.map_unordered(nap, [0.5, 0.0], chunksize=1)), 0.0)
+
+
+def check_chunks_stay_together():
+    ranks = list(EX.map(own_pid, range(1000), chunksize=25))
+    equal([len(set(ranks[i : i + 25])) for i in range(0, 1000, 25)], [1] * 40)
+    times = [0.0] * 2000 + [0.02] * 50 * EX.num_workers  # chunks of a second, 25 of them in one message at first
+    began = time.monotonic()
+    equal(list(EX.map(nap, times, chunksize=10)), times)
+    holds(time.monotonic() - began < 0.02 * 50 + 0.2 + 1.0, "messages with several long chunks are shared out")
+
+
+def own_pid(_):
+    return os.getpid()
 
 
 def check_closures_and_shared_arguments():
@@ -148,10 +174,11 @@ def check_the_failure_in_its_place():
 
 
 def check_bad_pickles_in_their_place():
-    results = EX.map(spoil_two, range(5))
-    equal([next(results), next(results)], [0, 1])
-    with raises(ValueError, match="not this one"):
-        next(results)
+    for fn, error in ((spoil_two, "not this one"), (poison_two, "on loading")):
+        results = EX.map(fn, range(5))
+        equal([next(results), next(results)], [0, 1])
+        with raises(ValueError, match=error):
+            next(results)
     results = EX.map(type, [1, 2, Unpicklable(), 4])
     equal([next(results), next(results)], [int, int])
     with raises(ValueError, match="not this one"):
