@@ -151,7 +151,7 @@ class Executor(std.Executor):
             return future
         try:
             known = self._crew.functions.find(fn)
-            packed = pack_task(fn, args, kwargs) if known is None else pack((known.number, args, kwargs))
+            packed = pack_task(fn if known is None else known.number, args, kwargs)
         except Exception:  # noqa: BLE001 - any __reduce__ may raise anything
             fail_unpicklable(future, fn, args, kwargs)
             return future

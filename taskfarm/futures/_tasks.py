@@ -126,6 +126,8 @@ class TaskJob:
             for index in range(start, stop):
                 del self._tasks[index]
             return None
+        if len(bodies) == 1:
+            return Parcel(bodies[0], buffers, BatchOption.ONE_TASK, needs, borrows)
         if buffers:
             option |= BatchOption.BUFFERS
             return Parcel(pickle.dumps(list(zip(bodies, counts, strict=True)), 5), buffers, option, needs, borrows)

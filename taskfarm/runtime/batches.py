@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, starmap
 from struct import Struct
 from typing import Any, NamedTuple
 
 from taskfarm.errors import ProtocolError
+from taskfarm.fast import new_tuple
 from taskfarm.runtime.options import BatchOption, FunctionOption
 from taskfarm.runtime.registry import Registry
-from taskfarm.runtime.results import pack_results
+from taskfarm.runtime.results import ReplyOption, pack_results
 from taskfarm.runtime.runner import Outcome, decode_failure, encode_failure, exception_of, failure_of, flush_output
 from taskfarm.runtime.work import unpack_work
 from taskfarm.scheduling.dealing import give_back_s
@@ -24,20 +25,11 @@ from taskfarm.transport.base import Transport
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
-__all__ = ["BatchReport", "BatchRunner", "ReplyOption", "read_report"]
+__all__ = ["BatchReport", "BatchRunner", "read_report"]
 
 _TIMES = Struct("<dd")
 SLICE_S = 50e-6  # between two looks at the clock, which cost 0.3 us
 SEND_PATIENCE_S = 5e-3  # for a reply that rank 0 does not take; a next batch may be long, and MPI would not move it
-
-
-class ReplyOption:
-    """What a BATCH_DONE frame carries; plain integers."""
-
-    RESULTS = 0  #: (results, failures by position)
-    APART = 1  #: the same, but each result in a pickle of its own, with the number of its buffers
-    UNREADABLE = 2  #: the failure that unpacking the batch, or its function, raised
-    BROKEN = 3  #: the failure of the initializer
 
 
 class BatchReport(NamedTuple):
@@ -63,9 +55,9 @@ def read_report(body: Buffer) -> BatchReport:
     if len(body) < _TIMES.size:
         raise ProtocolError(f"a BATCH_DONE body has {len(body)} bytes")
     seconds, gap_s = _TIMES.unpack_from(body)
-    if not (math.isfinite(seconds) and seconds >= 0 and math.isfinite(gap_s)):
+    if not (0.0 <= seconds < math.inf and -math.inf < gap_s < math.inf):
         raise ProtocolError("a BATCH_DONE body has times that cannot be")
-    return BatchReport(seconds, gap_s, memoryview(body)[_TIMES.size :])
+    return new_tuple(BatchReport, (seconds, gap_s, memoryview(body)[_TIMES.size :]))
 
 
 class _Job(NamedTuple):
@@ -150,22 +142,25 @@ class BatchRunner:
             self._reply(frame.a, 0, job.reply, (0.0, gap_s), job.failure, ())
             return
         option = frame.option
-        read = _read_tasks if option & BatchOption.TASKS else unpack
-        outcome = self._run_user_code(read, *self._source(frame))
-        if outcome.exception is not None:
-            failure = self._encode(outcome.exception)
-            self._reply(frame.a, 0, ReplyOption.UNREADABLE, (0.0, gap_s), failure, ())
-            return
-        items, unit = outcome.value if option & BatchOption.CHUNKS else (outcome.value, 1)
-        del outcome
+        unit = 1
+        if option == BatchOption.ONE_TASK:
+            items = [(frame.body, frame.buffers, self)]
+        else:
+            read = _read_tasks if option & BatchOption.TASKS else unpack
+            outcome = self._run_user_code(read, *self._source(frame))
+            if outcome.exception is not None:
+                failure = self._encode(outcome.exception)
+                self._reply(frame.a, 0, ReplyOption.UNREADABLE, (0.0, gap_s), failure, ())
+                return
+            items, unit = outcome.value if option & BatchOption.CHUNKS else (outcome.value, 1)
+            del outcome
         calls: Iterator[Any] = starmap(job.fn, items) if option & BatchOption.STAR else map(job.fn, items)
         results, failures = self._run_items(calls, len(items), started + self._give_back_s, unit)
         del items, calls
         n_done = len(results)
-        is_apart, packed = pack_results(results, failures, self._encode)
+        reply, packed = pack_results(results, failures, self._encode)
         del results
         self._ended = time.monotonic()
-        reply = ReplyOption.APART if is_apart else ReplyOption.RESULTS
         self._reply(frame.a, n_done, reply, (self._ended - started, gap_s), packed.body, packed.buffers)
         flush_output()  # while the reply is on its way
 
@@ -175,17 +170,17 @@ class BatchRunner:
         return frame.body, frame.buffers
 
     def call_task(self, body: Buffer, buffers: Sequence[Buffer]) -> Any:
-        """Run one task, a pickled (function, args, kwargs); a number stands for a function that is known here."""
+        """Run one task, from what `taskfarm.wire.work.pack_work` made."""
         if not len(body):  # it was cancelled when it was sent
             return None
-        work: tuple[Any, Sequence[Any], Mapping[str, Any]] = unpack_work(body, buffers, self._registry)
-        fn, args, kwargs = work
-        if type(fn) is int:
-            job = self._jobs[fn]
-            if job.fn is None:
-                raise exception_of(decode_failure(job.failure), "loading a function")
-            fn = job.fn
+        fn, args, kwargs = unpack_work(body, buffers, self._registry, self._find_known)
         return fn(*args, **kwargs)
+
+    def _find_known(self, number: int) -> Callable[..., Any]:
+        job = self._jobs[number]
+        if job.fn is None:
+            raise exception_of(decode_failure(job.failure), "loading a function")
+        return job.fn
 
     def _run_items(
         self, calls: Iterator[Any], n: int, deadline: float, unit: int

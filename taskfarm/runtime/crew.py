@@ -27,13 +27,13 @@ from contextlib import contextmanager
 from itertools import count
 
 from taskfarm.errors import ProtocolError, WorkerLostError
-from taskfarm.runtime.batches import ReplyOption, read_report
+from taskfarm.runtime.batches import read_report
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.deliveries import Deliveries
 from taskfarm.runtime.functions import FunctionBook
 from taskfarm.runtime.jobs import Job, Parcel
 from taskfarm.runtime.options import FunctionOption
-from taskfarm.runtime.results import Results
+from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.transport.base import raise_if_interrupted
@@ -45,7 +45,7 @@ __all__ = ["Crew"]
 logger = logging.getLogger(__name__)
 
 FOLLOW_S = 0.01  # between two tries of a waiting thread to lead; the leader notifies it of results sooner
-LOOK_EVERY_S = 50e-6  # calls in quick succession do not each look for results
+LOOK_EVERY_S = 200e-6  # calls in quick succession do not each look for results
 _MISSES = 2  # a first MPI probe may only make progress and let the second one see the message (MPICH 5)
 
 
@@ -100,10 +100,11 @@ class Crew:
                 self._empty_inbox()
             request()
             if not self.closed:
-                now = time.monotonic()
-                if now - self._looked_at >= LOOK_EVERY_S:
-                    self._looked_at = now
-                    self._take_in(_MISSES)
+                if self.dealer.flying:
+                    now = time.monotonic()
+                    if now - self._looked_at >= LOOK_EVERY_S:
+                        self._looked_at = now
+                        self._take_in(_MISSES)
                 if self.dealer.has_waiting:
                     self._send_batches()
         finally:
@@ -263,7 +264,8 @@ class Crew:
                 continue
             if item is not None:
                 self.controller.handle(*item)
-                self._take_in(1)
+                if not self._deliveries:
+                    self._take_in(1)
             elif time.monotonic() >= deadline:
                 return
 
@@ -322,7 +324,7 @@ class Crew:
             elif packed.value is None:
                 self.dealer.on_void(batch.number)
             else:
-                self.dealer.on_bytes(batch.job, batch.stop - batch.start, packed.value.size_bytes)
+                self.dealer.on_packed(batch.number, packed.value.size_bytes)
                 self._send(batch, job, packed.value)
 
     def _send(self, batch: Batch, job: Job, parcel: Parcel) -> None:
@@ -355,10 +357,9 @@ class Crew:
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
         if frame.option <= ReplyOption.APART:
-            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s)
+            results = Results(frame.b, report.body, frame.buffers, frame.option)
+            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes)
             if job is not None and frame.b:
-                results = Results(frame.b, report.body, frame.buffers, frame.option == ReplyOption.APART)
-                self.dealer.on_bytes(batch.job, frame.b, results.size_bytes)
                 job.on_results(batch.start, results)
             return
         failure = decode_failure(report.body)

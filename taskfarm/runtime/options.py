@@ -46,3 +46,4 @@ class BatchOption(IntEnum):
     TASKS = 2  #: each item is work of its own, (function, args, kwargs), in a pickle of its own
     BUFFERS = 4  #: tasks with raw buffers: the body says how many belong to each
     CHUNKS = 8  #: the items come with a number, so many of them stay together
+    ONE_TASK = 16  #: the body is the pickle of a single task

@@ -17,7 +17,7 @@ from taskfarm.runtime.runner import decode_failure, exception_of, run
 from taskfarm.wire.codec import PLAIN_TYPES, Packed, pack, unpack
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["Results", "pack_results"]
+__all__ = ["ReplyOption", "Results", "pack_results"]
 
 _NAMES_SOMETHING = b"\x93"  # STACK_GLOBAL: a pickle without it holds nothing but built-in containers and values
 _SAFE_TYPES = PLAIN_TYPES | {np.ndarray, np.float64, np.float32, np.int64, np.int32, np.bool_}
@@ -25,10 +25,20 @@ _CONTAINERS = frozenset({tuple, list})
 _MAX_DEPTH = 3
 
 
+class ReplyOption:
+    """What a BATCH_DONE frame carries; plain integers."""
+
+    VALUE = 0  #: the result of a single item
+    RESULTS = 1  #: (results, failures by position)
+    APART = 2  #: the same, but each result in a pickle of its own, with the number of its buffers
+    UNREADABLE = 3  #: the failure that unpacking the batch, or its function, raised
+    BROKEN = 4  #: the failure of the initializer
+
+
 def pack_results(
     results: list[Any], failures: dict[int, bytes], encode: Callable[[BaseException], bytes]
-) -> tuple[bool, Packed]:
-    """Return whether the results travel apart, and what travels.
+) -> tuple[int, Packed]:
+    """Return how the results travel (`ReplyOption`), and what travels.
 
     Parameters
     ----------
@@ -39,9 +49,12 @@ def pack_results(
     encode : callable
         Turns an exception into a failure.
     """
-    together = run(pack, ((results, failures),)).value  # None if that raises: any __reduce__ may raise anything
-    if together is not None and (len(results) == 1 or not _may_fail_there(results, together.body)):
-        return False, together
+    is_one = len(results) == 1 and not failures
+    together = run(pack, (results[0] if is_one else (results, failures),)).value  # None: any __reduce__ may raise
+    if is_one and together is not None:
+        return ReplyOption.VALUE, together
+    if together is not None and not _may_fail_there(results, together.body):
+        return ReplyOption.RESULTS, together
     parts: list[tuple[bytes, int]] = []
     buffers: list[Buffer] = []
     for index, value in enumerate(results):
@@ -51,7 +64,7 @@ def pack_results(
             alone = run(pack, (None,))
         parts.append((alone.value.body, len(alone.value.buffers)))
         buffers += alone.value.buffers
-    return True, Packed(pack((parts, failures)).body, buffers)  # type: ignore[arg-type]
+    return ReplyOption.APART, Packed(pack((parts, failures)).body, buffers)  # type: ignore[arg-type]
 
 
 def _may_fail_there(results: Sequence[Any], body: bytes) -> bool:
@@ -80,26 +93,26 @@ class Results:
         How many items.
     body, buffers : bytes-like, sequence of bytes-like
         What `pack_results` made.
-    is_apart : bool
-        Whether each is in a pickle of its own.
+    form : int
+        How they were packed (`ReplyOption`).
     error : BaseException, optional
         Of an item that could not be run; there are no results then.
     """
 
-    __slots__ = ("body", "buffers", "error", "is_apart", "n")
+    __slots__ = ("body", "buffers", "error", "form", "n")
 
     def __init__(
         self,
         n: int,
         body: Buffer,
         buffers: Sequence[Buffer] = (),
-        is_apart: bool = False,
+        form: int = ReplyOption.RESULTS,
         error: BaseException | None = None,
     ) -> None:
         self.n = n
         self.body = body
         self.buffers = buffers
-        self.is_apart = is_apart
+        self.form = form
         self.error = error
 
     @property
@@ -120,9 +133,11 @@ class Results:
         loaded = run(unpack, (self.body, self.buffers))
         if loaded.exception is not None:  # one result: `pack_results` keeps others apart if they may not be readable
             return [None] * self.n, dict.fromkeys(range(self.n), loaded.exception)
+        if self.form == ReplyOption.VALUE:
+            return [loaded.value], {}
         results, encoded = loaded.value
         failures: dict[int, BaseException] = {}
-        if self.is_apart:
+        if self.form == ReplyOption.APART:
             results = self._read_apart(results, failures)
         for index, failure in encoded.items():
             failures[index] = exception_of(decode_failure(failure), what)

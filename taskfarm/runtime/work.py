@@ -29,8 +29,20 @@ def pack_work(what: str, fn: Callable[..., Any], args: Sequence[Any], kwargs: Ma
         raise UsageError(_why_unpicklable(what, fn, args, kwargs, exc)) from exc
 
 
-def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> wire.Work:
+def unpack_work(
+    body: Buffer,
+    buffers: Sequence[Buffer],
+    registry: Registry,
+    find_known: Callable[[int], Callable[..., Any]] | None = None,
+) -> wire.Work:
     """Return the function and its arguments, with handles of managed objects replaced by this rank's own parts.
+
+    Parameters
+    ----------
+    body, buffers, find_known
+        See `taskfarm.wire.work.unpack_work`.
+    registry : Registry
+        The rank's managed objects.
 
     Raises
     ------
@@ -39,7 +51,7 @@ def unpack_work(body: Buffer, buffers: Sequence[Buffer], registry: Registry) -> 
     UsageError
         If this rank has no such object.
     """
-    fn, args, kwargs = wire.unpack_work(body, buffers)
+    fn, args, kwargs = wire.unpack_work(body, buffers, find_known)
     if args:
         args = [registry.own_part(arg) for arg in args]
     if kwargs:

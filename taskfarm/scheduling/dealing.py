@@ -11,9 +11,10 @@ are learnt from every batch that comes back:
   way, and two batches at least, but one if it takes long. So a busy rank 0, a slow network and very short batches are
   all answered by the same rule, and tasks of seconds are not queued behind one another.
 
-What is not known yet is found out carefully: first batches are one item, one batch per worker. An item that takes
-much longer than its job's pace said holds up nobody: the worker gives back what it has not begun, and it is dealt anew.
-Where a chunk size was asked for, that many items stay together in all of this.
+What is not known yet is found out carefully: first batches are one item, one batch per worker. What comes in bit by
+bit, as the calls of `submit` do, and would take less time than a message, waits for more of it or for an idle worker.
+An item that takes much longer than its job's pace said holds up nobody: the worker gives back what it has not begun,
+and it is dealt anew. Where a chunk size was asked for, that many items stay together in all of this.
 
 Nothing here knows the time; what took how long comes in as an argument.
 """
@@ -46,6 +47,7 @@ MAX_LOOK_AHEAD = 1 << 17  # items per worker: a list of so many small integers t
 MIN_LOOK_AHEAD = 4  # batches per worker
 BATCH_BYTES = 4 << 20  # of a batch, where an item is not larger: its message takes longer than the target anyhow
 LOOK_AHEAD_BYTES = 64 << 20  # of a job
+SMALL_BYTES = 16 << 10  # a batch that is not larger says nothing about the size of the next one
 BYTES_CALMING = 0.9  # per batch: how fast large items are forgotten
 SHORTEST_S = 1e-8  # nothing in Python takes less
 
@@ -121,6 +123,10 @@ class _Job:
         task_s = self.task_s()
         return UNKNOWN_S if task_s is None else max(n * task_s, HANDLING_S)
 
+    def is_small(self) -> bool:
+        """Tell whether all that waits is not worth a message to a worker that has something to do."""
+        return bool(self.weight) and self.n_waiting * self.seconds < HANDLING_S * self.weight
+
     def batch_size(self) -> int:
         """Return the number of items that the next batch should have."""
         task_s = self.task_s()
@@ -195,7 +201,7 @@ class Dealer:
             job.waiting.append((start, start + n))
         self._turn.setdefault(number, job)
 
-    def on_done(self, number: int, n_done: int, seconds: float, gap_s: float) -> Batch:
+    def on_done(self, number: int, n_done: int, seconds: float, gap_s: float, size_bytes: int = 0) -> Batch:
         """Take in that the first `n_done` items of a batch were run; the rest is dealt anew.
 
         Parameters
@@ -208,6 +214,8 @@ class Dealer:
             How long that took.
         gap_s : float
             How long the worker had nothing to do before.
+        size_bytes : int, optional
+            Size of their results.
 
         Raises
         ------
@@ -221,6 +229,7 @@ class Dealer:
                 job.seconds = job.seconds * FORGET + seconds
                 job.weight = job.weight * FORGET + n_done
                 job.largest = max(job.largest, n_done)
+                job.item_bytes = max(1.0, BYTES_CALMING * job.item_bytes, size_bytes / n_done)
             if batch.start + n_done < batch.stop:
                 self._put_back(job, [(batch.start + n_done, batch.stop)])
             if not job.n_flying and not job.n_waiting:  # what comes next may be of another kind
@@ -231,11 +240,12 @@ class Dealer:
         self._place(lane)
         return batch
 
-    def on_bytes(self, number: int, n: int, size_bytes: int) -> None:
-        """Note that `n` items, or their results, of job `number` took so many bytes."""
-        job = self._jobs.get(number)
-        if job is not None:
-            job.item_bytes = max(BYTES_CALMING * job.item_bytes, size_bytes / n)
+    def on_packed(self, number: int, size_bytes: int) -> None:
+        """Note that a batch that was dealt takes so many bytes."""
+        if size_bytes > SMALL_BYTES:
+            batch = self.flying[number]
+            job = self._jobs[batch.job]
+            job.item_bytes = max(job.item_bytes, size_bytes / (batch.stop - batch.start))
 
     def on_unsent(self, number: int) -> Batch:
         """Take back a batch that could not be sent as a whole; its items are dealt one by one."""
@@ -277,7 +287,7 @@ class Dealer:
             number, job = self._turn.popitem(last=False)
             self._turn[number] = job
             lane = self._pick(job)
-            if lane is None:
+            if lane is None or (lane.n_flying and job.is_small()):
                 passed += 1
                 continue
             passed = 0

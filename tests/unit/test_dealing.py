@@ -207,18 +207,31 @@ def test_large_items_leave_in_small_batches(dealer: Dealer) -> None:
     """However fast the tasks, batches and what is read ahead are bounded in bytes, too; but one item always goes."""
     dealer.on_items(JOB, 1000)
     for batch in deal(dealer):
-        dealer.on_bytes(JOB, 1, 1 << 20)
-        dealer.on_done(batch.number, 1, 1e-5, 0.0)
+        dealer.on_done(batch.number, 1, 1e-5, 0.0, 1 << 20)
     for _ in range(10):
         deal(dealer)
         batch = dealer.flying[min(dealer.flying)]
-        dealer.on_done(batch.number, batch.stop - batch.start, 1e-5 * (batch.stop - batch.start), 0.0)
+        n = batch.stop - batch.start
+        dealer.on_done(batch.number, n, 1e-5 * n, 0.0, n << 20)
     assert max(batch.stop - batch.start for batch in deal(dealer) or dealer.flying.values()) == BATCH_BYTES >> 20
     assert dealer.look_ahead(JOB) == LOOK_AHEAD_BYTES >> 20
-    dealer.on_bytes(JOB, 1, 1 << 40)
+    dealer.on_packed(min(dealer.flying), 1 << 40)
     dealer.on_done(min(dealer.flying), 1, 1e-5, 0.0)
     assert {batch.stop - batch.start for batch in deal(dealer)} == {1}
     assert dealer.look_ahead(JOB) == 8
+
+
+def test_little_work_waits_for_an_idle_worker(dealer: Dealer) -> None:
+    """What would take less time than its message is not sent behind other work, but at once where a worker is idle."""
+    dealer.on_items(JOB, 3)
+    first, _ = deal(dealer)
+    dealer.on_done(first.number, 1, 1e-6, 0.0)
+    assert [batch.worker for batch in deal(dealer)] == [first.worker]
+    dealer.on_items(JOB, 5)
+    assert deal(dealer) == []
+    assert dealer.has_waiting
+    dealer.on_items(JOB, int(HANDLING_S / 1e-6))
+    assert deal(dealer) != []
 
 
 def test_many_workers_get_longer_batches() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taskfarm.runtime.results import Results, pack_results
+from taskfarm.runtime.results import ReplyOption, Results, pack_results
 from taskfarm.runtime.runner import encode_failure, failure_of
 from taskfarm.wire.codec import OOB_MIN_BYTES
 
@@ -39,10 +39,10 @@ class Point:
 
 
 def travel(results: list[Any], failures: dict[int, bytes] | None = None) -> tuple[bool, list[Any], dict[int, Any]]:
-    is_apart, packed = pack_results(list(results), dict(failures or {}), encode)
-    arrived = Results(len(results), packed.body, packed.buffers, is_apart)
+    form, packed = pack_results(list(results), dict(failures or {}), encode)
+    arrived = Results(len(results), packed.body, packed.buffers, form)
     assert arrived.size_bytes == len(packed.body) + sum(map(len, packed.buffers))
-    return is_apart, *arrived.read("task")
+    return form == ReplyOption.APART, *arrived.read("task")
 
 
 def encode(exc: BaseException) -> bytes:
@@ -99,6 +99,18 @@ def test_a_single_result_that_cannot_be_read() -> None:
     _, values, failures = travel([Unreadable()])
     assert values == [None]
     assert isinstance(failures[0], LookupError)
+
+
+@pytest.mark.parametrize("value", [None, 1, [1, 2], Point(3), (None, {})])
+def test_a_single_result(value: Any) -> None:
+    """One result travels as it is, one failure as such."""
+    _, values, failures = travel([value])
+    assert str(vars(values[0]) if isinstance(value, Point) else values[0]) == str(
+        vars(value) if isinstance(value, Point) else value
+    )
+    assert not failures
+    _, values, failures = travel([None], {0: encode(ValueError("raised"))})
+    assert isinstance(failures[0], ValueError)
 
 
 def test_what_cannot_be_written_fails_alone() -> None:
