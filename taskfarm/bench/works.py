@@ -7,14 +7,15 @@ from typing import Any, Protocol
 
 from taskfarm.bench.functions import noop, same, timed
 
-__all__ = ["ECHO", "MAP", "NOOP", "NOOPS", "Pool", "new_array", "work_seconds"]
+__all__ = ["ECHO", "ECHO_LARGE", "MAP", "NOOP", "NOOPS", "Pool", "new_array", "work_seconds"]
 
 NOOPS = "noops"
 NOOP = "noop"
 ECHO = "echo"
+ECHO_LARGE = "echo of 64 MB"
 MAP = "map"
 
-_ECHO_BYTES = 1 << 20
+_ECHO_BYTES = {ECHO: 1 << 20, ECHO_LARGE: 64 << 20}
 
 
 class Pool(Protocol):
@@ -36,8 +37,9 @@ def work_seconds(pool: Pool, work: str, n: int) -> float:
         return timed(pool.map_best, noop, range(n))
     if work == NOOPS:
         return timed(pool.map, noop, range(n))
-    item = new_array(_ECHO_BYTES) if work == ECHO else None
-    return timed(_one_by_one, pool, same if work == ECHO else noop, item, n)
+    size_bytes = _ECHO_BYTES.get(work)
+    item = None if size_bytes is None else new_array(size_bytes)
+    return timed(_one_by_one, pool, noop if item is None else same, item, n)
 
 
 def _one_by_one(pool: Pool, fn: Callable[[Any], Any], item: Any, n: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from taskfarm.bench import works
 from taskfarm.bench.common import KB, MB
 from taskfarm.bench.functions import busy, noop
 from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, Row, Target, Unit
@@ -25,7 +26,9 @@ _CROWD_RATE = Unit("tasks/s", more_is_better=True)
 
 _FEW = 7  # rounds, where a sample lasts seconds
 _LEAST = 5
+_VERY_FEW = 3  # where a peer takes 20 s for a sample
 _LEAST_TASKS = 200  # of a sample, for peers that take milliseconds for one
+_NO_GROWTH = Target(4.0, "")  # MB; a pointer kept for each of 10^6 tasks would be 8
 _TASK_S = 1e-3  # tasks of the scaling rows that compute
 
 _SIZES = (("1MB", MB), ("8MB", 8 * MB), ("64MB", 64 * MB), ("512MB", 512 * MB))
@@ -69,7 +72,7 @@ def _executor() -> Iterator[Row]:
     target = Target(1.0, "schwimmbad", at_least=True)
     yield Row(
         "executor_map_1",
-        "map of empty tasks, batches of 1",
+        "map of empty tasks, chunksize=1: a message each, but ours puts short chunks together",
         [2],
         RATE,
         executor.one_by_one_map,
@@ -83,7 +86,9 @@ def _executor() -> Iterator[Row]:
     target = Target(0.1, "mpi4py.futures")
     yield Row("executor_task", "submit(...).result() of an empty task", [2], US, executor.there_and_back, target)
     target = Target(0.2, "mpi4py.futures")
-    yield Row("executor_echo_1MB", _ECHO, [2], MS, partial(executor.echo, MB), target)
+    yield Row("executor_echo_1MB", _ECHO, [2], MS, partial(executor.echo, MB, works.ECHO), target)
+    large = partial(executor.echo, 64 * MB, works.ECHO_LARGE)
+    yield Row("executor_echo_64MB", _ECHO.replace("1 MB", "64 MB"), [2], MS, large, target, _VERY_FEW)
     about = "map over log-normal times (mean 1 ms, sigma 2): ideal in % of ours"
     yield Row("executor_uneven", about, [3], _PERCENT_OF_OURS, executor.uneven, Target(95.0, "", at_least=True), _LEAST)
 
@@ -136,9 +141,10 @@ def _resources() -> Iterator[Row]:
             yield Row(f"peak_{way}_{place}", about + place, [2], _TIMES_ARRAY, contenders, target, _LEAST)
     for name, about, grow in (
         ("growth_tasks", "memory growth of the worst process over 10^6 tasks", memory.growth_by_tasks),
+        ("growth_submits", "memory growth of the worst process over 10^6 calls of submit", memory.growth_by_submits),
         ("growth_calls", "memory growth of the worst process over 10^5 calls", memory.growth_by_calls),
     ):
-        yield Row(name, about, [2], _MEGABYTES, grow, Target(2.0, ""), rounds=1)
+        yield Row(name, about, [2], _MEGABYTES, grow, _NO_GROWTH, rounds=1)
 
 
 def _launching() -> Iterator[Row]:

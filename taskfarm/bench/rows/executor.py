@@ -11,7 +11,7 @@ from taskfarm import Executor
 from taskfarm.bench import peers
 from taskfarm.bench.functions import noop, same, timed
 from taskfarm.bench.measure import OURS, Contenders, Setting
-from taskfarm.bench.works import ECHO, MAP, NOOP, NOOPS, new_array
+from taskfarm.bench.works import MAP, NOOP, NOOPS, new_array
 
 __all__ = ["echo", "mapped", "one_by_one_map", "submitted", "there_and_back", "uneven"]
 
@@ -68,15 +68,15 @@ def there_and_back(setting: Setting) -> Contenders:
     return {OURS: _with_executor(work, setting), **peers.contenders(setting, NOOP)}
 
 
-def echo(size_bytes: int, setting: Setting) -> Contenders:
-    """Return the row for an array as argument and result of a task."""
+def echo(size_bytes: int, peer_work: str, setting: Setting) -> Contenders:
+    """Return the row for an array as argument and result of a task; the peers do `peer_work`."""
     array = new_array(size_bytes)
 
     def work(executor: Executor, n: int) -> None:
         for _ in range(n):
             executor.submit(same, array).result()
 
-    return {OURS: _with_executor(work, setting), **peers.contenders(setting, ECHO)}
+    return {OURS: _with_executor(work, setting), **peers.contenders(setting, peer_work)}
 
 
 def uneven(setting: Setting) -> Contenders:

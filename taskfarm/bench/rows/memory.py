@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
-from taskfarm import objects
+from taskfarm import Executor, objects
 from taskfarm.bench.common import MB, machine, meet
 from taskfarm.bench.functions import noop
 from taskfarm.bench.measure import OURS, Contenders, Setting
@@ -13,10 +15,11 @@ from taskfarm.bench.proc import peak_bytes, reset_peak, resident_bytes
 from taskfarm.bench.rows.tasks import farm_out
 from taskfarm.bench.works import new_array
 
-__all__ = ["growth_by_calls", "growth_by_tasks", "peak_by_call", "peak_by_task"]
+__all__ = ["growth_by_calls", "growth_by_submits", "growth_by_tasks", "peak_by_call", "peak_by_task"]
 
 _N_TASKS = 10**6
 _N_CALLS = 10**5
+_IN_FLIGHT = 1000
 _QUICK_PART = 10
 _WARM_PART = 20  # of the repetitions come first: pages that are touched once, caches that fill
 
@@ -69,6 +72,11 @@ def growth_by_tasks(setting: Setting) -> Contenders:
     return _growth(lambda n: farm_out(noop, 0, n), _N_TASKS, setting)
 
 
+def growth_by_submits(setting: Setting) -> Contenders:
+    """Return the row for the process that has grown most over a million empty tasks of an executor."""
+    return _growth(_submits, _N_TASKS, setting)
+
+
 def growth_by_calls(setting: Setting) -> Contenders:
     """Return the row for the process that has grown most over a hundred thousand empty calls."""
     return _growth(_calls, _N_CALLS, setting)
@@ -85,6 +93,15 @@ def _growth(work: Callable[[int], None], full: int, setting: Setting) -> Contend
         return float(max(late - early for early, late in zip(before, after, strict=True))) / MB
 
     return {OURS: grown}
+
+
+def _submits(n: int) -> None:
+    with Executor() as executor:
+        waiting: deque[Future[None]] = deque()
+        for _ in range(n):
+            waiting.append(executor.submit(noop, None))
+            if len(waiting) > _IN_FLIGHT:
+                waiting.popleft().result()
 
 
 def _calls(n: int) -> None:
