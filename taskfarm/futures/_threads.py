@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from taskfarm.runtime.blas import VARIABLES
 from taskfarm.runtime.session import Session
 
 __all__ = ["initialize_worker", "threads_per_worker"]
-
-# What the libraries read when they are loaded.
-_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def threads_per_worker(session: Session) -> int:
@@ -45,7 +43,7 @@ def initialize_worker(n_threads: int, initializer: Callable[..., object] | None,
 def _limit_threads(n: int) -> None:
     if importlib.util.find_spec("threadpoolctl") is not None:
         importlib.import_module("threadpoolctl").threadpool_limits(limits=n)
-    for name in _VARIABLES:  # for libraries that tasks load
+    for name in VARIABLES:  # for libraries that tasks load
         os.environ[name] = str(n)
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -31,13 +31,11 @@ from taskfarm.runtime.batches import read_report
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.deliveries import Deliveries
 from taskfarm.runtime.functions import FunctionBook
-from taskfarm.runtime.jobs import Job, Parcel
-from taskfarm.runtime.options import FunctionOption
+from taskfarm.runtime.jobs import Job, Parcel, Supplies
 from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.transport.base import raise_if_interrupted
-from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Frame, Kind
 
 __all__ = ["Crew"]
@@ -75,7 +73,7 @@ class Crew:
         self._changed = threading.Condition()
         self._n_followers = 0
         self._jobs: dict[int, Job] = {}
-        self._known: dict[int, set[int]] = {worker: set() for worker in workers}
+        self._supplies = Supplies(workers)
         self._numbers = count(1)
         self.functions = FunctionBook(self.new_number)
         self._looked_at = -math.inf
@@ -220,11 +218,9 @@ class Crew:
 
     def forget(self, number: int) -> None:
         """Let the workers drop the function of a job, or the outcome of an initializer."""
-        for worker, known in self._known.items():
-            if number in known:
-                known.discard(number)
-                if not self.closed:
-                    self.transport.send(worker, Frame(Kind.FORGET, number))
+        for worker in self._supplies.forget(number):
+            if not self.closed:
+                self.transport.send(worker, Frame(Kind.FORGET, number))
 
     def deliver_later(self, delivery: Callable[[], None]) -> None:
         """Have `delivery`, which may run code of the user's, done when the lock is free."""
@@ -329,20 +325,8 @@ class Crew:
 
     def _send(self, batch: Batch, job: Job, parcel: Parcel) -> None:
         worker, send = batch.worker, self.transport.send
-        known = self._known[worker]
-        if job.number not in known:
-            first = job.initializer
-            if first is not None and first.number not in known:
-                known.add(first.number)
-                send(worker, Frame(Kind.FUNCTION, first.number, 0, FunctionOption.INITIALIZER, *first.packed))
-            known.add(job.number)
-            function = job.function or Packed(b"", [])
-            number = 0 if first is None else first.number
-            send(worker, Frame(Kind.FUNCTION, job.number, number, 0, function.body, function.buffers))
-        for need in parcel.needs:
-            if need.number not in known:
-                known.add(need.number)
-                send(worker, Frame(Kind.FUNCTION, need.number, 0, 0, need.packed.body))
+        for missing in self._supplies.missing(worker, job, parcel):
+            send(worker, missing)
         frame = Frame(Kind.BATCH, batch.number, job.number, parcel.option, parcel.body, parcel.buffers)
         if parcel.borrows:
             self.transport.send_or_copy(worker, frame)

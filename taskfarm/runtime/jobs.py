@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from taskfarm.errors import RankFailure
 from taskfarm.runtime.functions import KnownFunction
+from taskfarm.runtime.options import FunctionOption
 from taskfarm.runtime.results import Results
 from taskfarm.wire.codec import Packed
-from taskfarm.wire.frames import Buffer
+from taskfarm.wire.frames import Buffer, Frame, Kind
 
-__all__ = ["Initializer", "Job", "Parcel"]
+__all__ = ["Initializer", "Job", "Parcel", "Supplies"]
 
 
 class Parcel:
@@ -90,3 +91,39 @@ class Initializer:
     def __init__(self, number: int, packed: Packed) -> None:
         self.number = number
         self.packed = packed
+
+
+class Supplies:
+    """What each worker has been sent beside batches: functions and initializers, by number.
+
+    Parameters
+    ----------
+    workers : iterable of int
+        Their ranks.
+    """
+
+    def __init__(self, workers: Iterable[int]) -> None:
+        self._known: dict[int, set[int]] = {worker: set() for worker in workers}
+
+    def missing(self, worker: int, job: Job, parcel: Parcel) -> Iterator[Frame]:
+        """Yield what `worker` must be sent before a batch of `job`; it counts as sent."""
+        known = self._known[worker]
+        if job.number not in known:
+            first = job.initializer
+            if first is not None and first.number not in known:
+                known.add(first.number)
+                yield Frame(Kind.FUNCTION, first.number, 0, FunctionOption.INITIALIZER, *first.packed)
+            known.add(job.number)
+            function = job.function or Packed(b"", [])
+            yield Frame(Kind.FUNCTION, job.number, 0 if first is None else first.number, 0, *function)
+        for need in parcel.needs:
+            if need.number not in known:
+                known.add(need.number)
+                yield Frame(Kind.FUNCTION, need.number, 0, 0, need.packed.body)
+
+    def forget(self, number: int) -> Iterator[int]:
+        """Yield the workers that have what has this number; it counts as taken back."""
+        for worker, known in self._known.items():
+            if number in known:
+                known.discard(number)
+                yield worker

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskfarm.errors import UsageError
+from taskfarm.runtime.blas import thread_variables
 from taskfarm.runtime.libmpi import Family, MpiLibrary, RunCommand, SearchPaths, mpi_library, run_command
 from taskfarm.runtime.surroundings import (
     default_ranks,
@@ -168,6 +169,8 @@ def plan_launch(program: Sequence[str], n_ranks: int | None, mpiexec: str | None
             flags.append("--overcommit")
     elif launcher.family is Family.OPENMPI:
         added = _open_mpi_environment(launcher, n, situation)
+    if not launcher.is_srun and _is_one_host(launcher, situation):  # Slurm gives every rank its own cores
+        added |= thread_variables(n - 1, situation.cores, situation.environ)
     command = (*launcher.command, *flags, "-n", str(n), situation.paths.python, *program)
     return LaunchPlan(command, added, n, launcher, library)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from taskfarm.errors import WorkerLostError
 from taskfarm.runtime import interrupts
+from taskfarm.runtime.blas import thread_variables
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Surroundings
 from taskfarm.runtime.session import Session
@@ -89,6 +90,7 @@ class LocalProcesses:
 
 def _start(rank: int, size: int, theirs: socket.socket) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
+    environ |= thread_variables(size - 1, usable_cores(), environ)
     dies_with_us = threading.current_thread() is threading.main_thread()
     words = [json.dumps(sys.path), str(theirs.fileno()), str(rank), str(size), str(int(dies_with_us))]
     return subprocess.Popen(

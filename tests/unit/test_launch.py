@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from taskfarm.errors import UsageError
+from taskfarm.runtime.blas import VARIABLES
 from taskfarm.runtime.launch import Situation, plan_launch, wrong_launcher
 from taskfarm.runtime.libmpi import Family, MpiLibrary, SearchPaths, ask_library, find_library, mpi_library
 
@@ -67,7 +68,13 @@ class Machine:
         return plan_launch(PROGRAM, n, mpiexec, self.situation).command
 
     def added(self, n: int | None = 2, mpiexec: str | None = None) -> Mapping[str, str]:
-        return plan_launch(PROGRAM, n, mpiexec, self.situation).added_environment
+        """Return what the plan adds to the environment, without the numbers of threads."""
+        everything = plan_launch(PROGRAM, n, mpiexec, self.situation).added_environment
+        return {name: value for name, value in everything.items() if name not in VARIABLES}
+
+    def threads(self, n: int, mpiexec: str | None = None) -> str | None:
+        """Return how many threads of numerical libraries the plan allows each rank."""
+        return plan_launch(PROGRAM, n, mpiexec, self.situation).added_environment.get("OMP_NUM_THREADS")
 
 
 @pytest.fixture
@@ -330,10 +337,30 @@ def test_fast_start_yields_to_files_of_the_user_and_to_flags(openmpi: Machine) -
     assert "OMPI_MCA_btl" not in openmpi.added(2)
 
 
+# Threads of numerical libraries
+
+
+def test_ranks_share_the_cores_of_one_host(mpich: Machine) -> None:
+    """Each worker may use its share of the cores; rank 0 mostly waits."""
+    mpich.cores = 8
+    assert [mpich.threads(n) for n in (1, 2, 3, 5, 9, 50)] == ["8", "8", "4", "2", "1", "1"]
+    mpich.environ["MKL_NUM_THREADS"] = "3"
+    assert mpich.threads(5) is None
+
+
+def test_ranks_of_several_hosts_are_left_alone(mpich: Machine) -> None:
+    """Where it is not known who shares a host with whom, nothing is said at launch."""
+    assert mpich.threads(5) is not None
+    assert mpich.threads(5, f"{mpich.root / 'venv/bin/mpiexec'} -hosts a,b") is None
+    mpich.environ["PBS_NODEFILE"] = "x"
+    assert mpich.threads(5) is None
+
+
 # Showing, and the launcher that is already there
 
 
 def test_shell_line_can_be_pasted(openmpi: Machine) -> None:
+    openmpi.environ["OMP_NUM_THREADS"] = "1"
     line = plan_launch(["a b.py"], 2, None, openmpi.situation).shell_line()
     assert line.startswith("env 'OMPI_MCA_btl=^ofi' OMPI_MCA_pml=ob1 ")
     assert line.endswith("'a b.py'")
