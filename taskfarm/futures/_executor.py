@@ -173,8 +173,10 @@ class Executor(std.Executor):
             raise ExecutorBrokenError(str(self._broken)) from self._broken
         if self._shutdown:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._nested is None and self._hall.closing:
-            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._nested is None:
+            self._crew.home.check()
+            if self._hall.closing:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     # Maps
 
@@ -330,7 +332,7 @@ class Executor(std.Executor):
                     for result in results:
                         yield result
                     job.on_consumed(len(results))
-                elif job.is_exhausted:
+                elif job.has_ended():
                     return
                 else:
                     await arrived.wait()
@@ -355,6 +357,8 @@ class Executor(std.Executor):
         first, self._shutdown = not self._shutdown, True
         if self._nested is not None:
             self._nested.shutdown(wait, cancel_futures)
+            return
+        if self._crew.home.is_left:  # a forked child leaves the block
             return
         if cancel_futures:
             self._crew.post(self._tasks.cancel_waiting)

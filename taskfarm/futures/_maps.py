@@ -21,7 +21,7 @@ from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.jobs import Initializer, Parcel
 from taskfarm.runtime.options import BatchOption
 from taskfarm.runtime.results import Results
-from taskfarm.runtime.runner import exception_of
+from taskfarm.runtime.runner import exception_of, run
 from taskfarm.wire.codec import Packed, pack
 
 __all__ = ["MapJob"]
@@ -95,6 +95,7 @@ class MapJob:
         self._held_bytes = 0
         self._error: BaseException | None = None  # of the executor
         self._failure: BaseException | None = None  # of the item whose turn it is
+        self._source_error: Exception | None = None
         self.on_arrival: Callable[[], None] | None = None
         self._consumer: weakref.ref[Any] | None = None
         self.is_over = False
@@ -137,13 +138,22 @@ class MapJob:
         if self._range is not None:
             part: Sequence[Any] = self._range[self._n_read : self._n_read + n]
         else:
-            part = list(islice(self._iterator or (), n))
+            part = self._read_items(n)
         self._n_read += len(part)
         if len(part) < n:
             self._read_all = True
             self._iterator = None
         if len(part):
             self._crew.post(lambda: self._add(part))
+
+    def _read_items(self, n: int) -> list[Any]:
+        """Return up to `n` items; those before an error are not lost, and the error has its turn behind them."""
+        items: list[Any] = []
+        error = run(items.extend, (islice(self._iterator or (), n),)).exception
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        self._source_error = error
+        return items
 
     def _add(self, part: Sequence[Any]) -> None:
         self._fresh.append(part)
@@ -168,7 +178,7 @@ class MapJob:
             while True:
                 results = self.take_results(next_start)
                 if results is None:
-                    if self.is_exhausted:
+                    if self.has_ended():
                         return
                     self._await(deadline, next_start)
                     continue
@@ -206,9 +216,16 @@ class MapJob:
         self._n_consumed += n
         self.read_ahead()
 
+    def has_ended(self) -> bool:
+        """Tell whether all items were read, and all results taken; raise what ended the reading if it was an error."""
+        if not self._is_exhausted:
+            return False
+        if self._source_error is not None:
+            raise self._source_error
+        return True
+
     @property
-    def is_exhausted(self) -> bool:
-        """Whether all items were read, and all results taken."""
+    def _is_exhausted(self) -> bool:
         return self._read_all and self._n_taken == self._n_read
 
     def in_order(self) -> int:
@@ -234,7 +251,7 @@ class MapJob:
             if self._error is not None or next_start() in self._held:
                 return True
             if self._read_all:
-                return self.is_exhausted
+                return self._is_exhausted
             return self._room(False) > 0
 
         if not self._crew.wait(is_time, deadline):
@@ -261,7 +278,7 @@ class MapJob:
 
     def end(self) -> None:
         """Drop what was not run; nobody wants the results any more. May be repeated."""
-        if not self.is_over:
+        if not (self.is_over or self._crew.home.is_left):
             self.is_over = True
             self._iterator = None
             self._crew.post(self._end)

@@ -30,6 +30,7 @@ from taskfarm.errors import ProtocolError, WorkerLostError
 from taskfarm.runtime.batches import read_report
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.deliveries import Deliveries
+from taskfarm.runtime.forks import Home
 from taskfarm.runtime.functions import FunctionBook
 from taskfarm.runtime.jobs import Job, Parcel, Supplies
 from taskfarm.runtime.results import ReplyOption, Results
@@ -59,6 +60,7 @@ class Crew:
     """
 
     def __init__(self, controller: Controller, workers: Sequence[int]) -> None:
+        self.home = Home("an executor")
         self.controller = controller
         self.transport = controller.transport
         self.workers = tuple(workers)
@@ -87,6 +89,7 @@ class Crew:
 
     def post(self, request: Callable[[], object]) -> None:
         """Have `request` done with the lock held: now if the lock is free, else by the thread that holds it."""
+        self.home.check()
         if not self._lock.acquire(False):
             self._inbox.append(request)
             self.transport.wake()
@@ -115,6 +118,7 @@ class Crew:
 
     def post_now(self, request: Callable[[], object], afterwards: Callable[[], None]) -> bool:
         """Have `request` done here and now, and `afterwards` when what it led to was sent; False if that cannot be."""
+        self.home.check()
         if not self._lock.acquire(False):
             return False
         try:
@@ -131,6 +135,7 @@ class Crew:
 
     def wait(self, until: Callable[[], bool], deadline: float) -> bool:
         """Return when `until` holds (True) or `deadline` has passed (False); move frames meanwhile."""
+        self.home.check()
         me = threading.get_ident()
         while not until():
             now = time.monotonic()

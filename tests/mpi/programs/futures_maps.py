@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures as std
 import functools
 import gc
@@ -171,6 +172,29 @@ def check_the_failure_in_its_place():
     equal([next(results), next(results)], [(0, 1), (0, 1)])
     with raises(ZeroDivisionError):
         next(results)
+
+
+def check_a_source_that_fails_in_its_place():
+    def source():
+        yield from range(1000)
+        raise Oops("no more")
+
+    for submit_map in (EX.map, EX.map_unordered):
+        results = submit_map(double, source())
+        equal(sum(next(results) for _ in range(1000)), 999_000)
+        with raises(Oops, match="no more"):
+            next(results)
+        with raises(StopIteration):
+            next(results)
+
+    async def collect():
+        seen = []
+        with raises(Oops, match="no more"):
+            async for value in EX.amap(double, source()):
+                seen.append(value)
+        return seen
+
+    equal(len(asyncio.run(collect())), 1000)
 
 
 def check_bad_pickles_in_their_place():

@@ -358,6 +358,32 @@ def check_main_thread_computes_meanwhile():
     equal(sorted(told), list(range(300)))
 
 
+def check_a_forked_child_cannot_use_it():
+    pending = EX.submit(nap, 0.2)
+    results = EX.map(abs, range(5))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        said = []
+        for attempt in (lambda: EX.submit(abs, 1), pending.result, lambda: EX.map(abs, [1]), Executor):
+            try:
+                attempt()
+            except taskfarm.UsageError as exc:
+                said.append("forked child" in str(exc))
+            except Exception as exc:  # noqa: BLE001
+                said.append(type(exc).__name__)
+        EX.shutdown()
+        results.close()
+        os.write(writer, repr(said).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    equal(os.read(reader, 1000), b"[True, True, True, True]")
+    for end in (reader, writer):
+        os.close(end)
+    equal(list(results), [0, 1, 2, 3, 4])
+    equal(pending.result(), 0.2)
+
+
 def check_asyncio():
     async def main():
         first = await asyncio.wrap_future(EX.submit(pow, 2, 5))
