@@ -19,6 +19,7 @@ from taskfarm.runtime.launch import (
     wrong_launcher,
 )
 from taskfarm.runtime.libmpi import mpi_library
+from taskfarm.runtime.terminal import terminal_variable
 
 __all__ = ["execute", "execute_plan"]
 
@@ -63,7 +64,7 @@ def execute_plan(plan: LaunchPlan) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    environ = {**os.environ, **plan.added_environment}
+    environ = {**os.environ, **plan.added_environment, **terminal_variable(sys.stderr)}
     try:
         if plan.launcher.is_srun:
             from taskfarm.cli._status import run_and_listen

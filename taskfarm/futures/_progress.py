@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from taskfarm.errors import UsageError
 from taskfarm.futures._future import Future
+from taskfarm.runtime.terminal import terminal_columns
 
 __all__ = ["Progress", "as_completed", "shown"]
 
@@ -30,7 +31,7 @@ def shown(
     results : iterator
         What is counted.
     progress : bool or "always"
-        True: only where standard error is a terminal.
+        True: only where standard error is a terminal, or that of the launching process is.
     n : int or None
         How many there will be, None if that is not known.
     n_busy : callable
@@ -45,13 +46,14 @@ def shown(
     """
     if progress not in (True, False, "always"):
         raise UsageError(f"progress={progress!r} is neither True nor False nor 'always'")
-    if not progress or (progress is True and not sys.stderr.isatty()):
+    columns = terminal_columns(sys.stderr)
+    if not progress or (progress is True and not columns):
         return results
     try:
         from tqdm import tqdm  # optional
     except ImportError as exc:
         raise UsageError("progress needs tqdm: pip install 'taskfarm[progress]'") from exc
-    return _counted(results, tqdm(total=n), n_busy, n_workers)
+    return _counted(results, tqdm(total=n, ncols=columns or None), n_busy, n_workers)
 
 
 def _counted(results: Iterator[T], bar: Any, n_busy: Callable[[], int], n_workers: int) -> Iterator[T]:
