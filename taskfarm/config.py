@@ -47,7 +47,7 @@ class OnError(_Choice):
 class Receive(_Choice):
     """How small messages are taken from MPI.
 
-    ``POSTED``: a receive for them waits in MPI at all times; the fastest.
+    ``POSTED``: a receive for them waits in MPI at all times; the fastest, but MPICH hangs with it between hosts.
     ``MATCHED``: after a matched probe.
     ``PLAIN``: after a plain probe, for fabrics on which matched ones misbehave.
     """
@@ -79,8 +79,9 @@ class Config:
         are not more than its usable cores.
     doorbell : bool
         ``TASKFARM_DOORBELL``: 0 replaces the same-host wake-up by sleep-polling.
-    receive : Receive
-        ``TASKFARM_RECEIVE``: how small messages are taken from MPI.
+    receive : Receive or None
+        ``TASKFARM_RECEIVE``: how small messages are taken from MPI; by default posted where all ranks share a host,
+        else matched.
     blas_threads : int or None
         ``TASKFARM_BLAS_THREADS``: threads that numerical libraries may use in a task of the executor; 0 leaves them
         alone, by default it is the worker's share of its host's cores.
@@ -93,7 +94,7 @@ class Config:
     leave_s: float = 5.0
     spin: bool | None = None
     doorbell: bool = True
-    receive: Receive = Receive.POSTED
+    receive: Receive | None = None
     blas_threads: int | None = None
 
     @classmethod

@@ -92,12 +92,17 @@ class MpiTransport(Dozing):
         How to wait.
     bell : Doorbell or None
         How to wake others.
-    receive : Receive
-        How control messages are taken in.
+    receive : Receive or None
+        How control messages are taken in, None for what suits.
     """
 
     def __init__(
-        self, control: MPI.Intracomm, bulk: MPI.Intracomm, waiter: Waiter, bell: Doorbell | None, receive: Receive
+        self,
+        control: MPI.Intracomm,
+        bulk: MPI.Intracomm,
+        waiter: Waiter,
+        bell: Doorbell | None,
+        receive: Receive | None,
     ) -> None:
         self._control = control
         self._bulk = bulk

@@ -39,6 +39,38 @@ def test_programs_of_checks(run_mpi: Launch[Result], tmp_path: Path, program: st
     assert failed(result) == []
 
 
+# Ranks that share no memory, as far as MPI is concerned: what it does between hosts.
+BY_NETWORK = {
+    "MPIR_CVAR_NOLOCAL": "1",
+    "MPIR_CVAR_CH4_NETMOD": "ucx",
+    "UCX_TLS": "tcp,self",
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "tcp,self",
+}
+
+
+@pytest.mark.parametrize("bell", ["1", "0"])
+def test_ranks_that_share_no_memory(run_mpi: Launch[Result], bell: str) -> None:
+    """Calls, tasks and maps come through a network, too, with and without pauses between the polls."""
+    text = """
+        from taskfarm import Executor, objects, vm
+        with Executor() as executor:
+            assert sum(executor.map(abs, range(1000))) == 499_500
+            assert [executor.submit(abs, -n).result() for n in range(20)] == list(range(20))
+            assert executor.submit(bytes, 5_000_000).result() == bytes(5_000_000)
+            for _ in range(20):
+                assert objects.call_all(abs, -3) == [3, 3, 3]
+            farm = vm.MPI()
+            for _ in range(20):
+                farm.spawnFunction(abs, (-2,), count=1)
+                assert farm.receiveMessage()[1].success
+                farm.receiveMessage()
+        print("through")
+    """
+    result = run_mpi(text, 3, env=BY_NETWORK | {"TASKFARM_DOORBELL": bell}, timeout_s=100).check(0)
+    assert result.stdout == "through\n"
+
+
 LEVELS = """
     import mpi4py, sys
     mpi4py.rc.thread_level = sys.argv[1]

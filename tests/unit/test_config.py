@@ -23,7 +23,7 @@ def test_defaults() -> None:
         "leave_s": 5.0,
         "spin": None,
         "doorbell": True,
-        "receive": Receive.POSTED,
+        "receive": None,
         "blas_threads": None,
     }
 
@@ -40,6 +40,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_SPIN", "0", "spin", False),
     ("TASKFARM_DOORBELL", "0", "doorbell", False),
     ("TASKFARM_DOORBELL", "1", "doorbell", True),
+    ("TASKFARM_RECEIVE", "posted", "receive", Receive.POSTED),
     ("TASKFARM_RECEIVE", "matched", "receive", Receive.MATCHED),
     ("TASKFARM_RECEIVE", "plain", "receive", Receive.PLAIN),
     ("TASKFARM_BLAS_THREADS", "0", "blas_threads", 0),
