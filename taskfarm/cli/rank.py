@@ -53,13 +53,14 @@ def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> NoRetur
     if status == 0 and "taskfarm.runtime.session" not in sys.modules:
         sys.exit(0)  # the program did not use taskfarm: there is no session to end
     # Imported only now: they need modules that would keep the program's first line waiting.
+    from taskfarm.runtime.ending import leave, own_status
+
+    status = own_status(status)
     if status != 0:
         from taskfarm.cli._status import report_status
         from taskfarm.runtime.surroundings import promised_rank
 
         report_status(status, promised_rank(os.environ), os.environ)
-    from taskfarm.runtime.ending import leave
-
     leave(status)
 
 

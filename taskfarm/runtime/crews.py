@@ -139,8 +139,8 @@ def part_ranks() -> None:
     if not _is_mpi_job():
         return
     session = current()
-    if session.rank == 0 or session.worker is not None:
-        return
+    if session.rank == 0 or (session.worker is not None and session.phase is not Phase.CLOSED):
+        return  # rank 0, or within a task
     _serve(session)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from taskfarm.runtime.session import Session
     from taskfarm.transport.world import World
 
-__all__ = ["install", "leave", "leave_if_threads_stay", "report_late"]
+__all__ = ["install", "leave", "leave_if_threads_stay", "own_status", "report_late"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,29 @@ def install(session: Session) -> None:
     atexit.register(_at_exit, session)
 
 
+def own_status(status: int) -> int:
+    """Return the exit status of this process, whose program ended with `status`: 0 for a worker that was sent away.
+
+    It was told so by a `SystemExit`. A program that catches that, as test runners do, ends with a status that says
+    nothing; but an exception that ends it counts.
+    """
+    session = _current_session()
+    return 0 if session is not None and session.exit_status is None and _was_sent_away(session) else status
+
+
+def _was_sent_away(session: Session) -> bool:
+    from taskfarm.runtime.session import Phase
+
+    return session.rank != 0 and session.worker is not None and session.phase is Phase.CLOSED
+
+
+def _current_session() -> Session | None:
+    return getattr(sys.modules.get("taskfarm.runtime.session"), "_session", None)
+
+
 def leave(status: int) -> NoReturn:
     """Exit this process with `status`, which the hooks then know."""
-    module = sys.modules.get("taskfarm.runtime.session")
-    session: Session | None = getattr(module, "_session", None)
+    session = _current_session()
     if session is not None:
         session.exit_status = status
     elif status:
@@ -97,6 +116,8 @@ def _end_session(session: Session, world: World) -> None:
 
     status = session.exit_status or 0
     config = session.config
+    if _was_sent_away(session) and not status:
+        world.leave(0)  # whatever the program made of its SystemExit
     if session.phase is Phase.IDLE or session.phase is Phase.OPENING:
         if status and not (session.rank == 0 and session.phase is Phase.OPENING):
             session.abort(status)  # others may wait for this rank, and it does not know for what
