@@ -6,12 +6,16 @@ alone: any rank may be the root, and all go on with the program behind the block
 
 from __future__ import annotations
 
+import concurrent.futures as std
 import socket
+import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from taskfarm.errors import UsageError
 from taskfarm.futures._mpi4py import COMM_KEY, MPIPoolExecutor
+from taskfarm.futures._nested import NestedExecutor
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall
@@ -21,6 +25,27 @@ from taskfarm.runtime.worker import Worker
 from taskfarm.transport.base import Transport
 
 __all__ = ["MPICommExecutor", "get_comm_workers"]
+
+T = TypeVar("T")
+
+
+_here = threading.local()  # .alone: whether this thread runs a task of an executor over a single rank
+
+
+class _Alone(NestedExecutor):
+    """Runs the tasks of an executor over a communicator of one rank."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> std.Future[T]:
+        return super().submit(_run_alone, fn, args, kwargs)
+
+
+def _run_alone(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    before = getattr(_here, "alone", False)
+    _here.alone = True
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        _here.alone = before
 
 
 class _CommExecutor(MPIPoolExecutor):
@@ -35,7 +60,7 @@ class _CommExecutor(MPIPoolExecutor):
 
     def _boot(self) -> None:
         if self._given is None:
-            self._boot_threads(1)
+            self._boot_threads(1, _Alone)
         else:
             super()._boot()
 
@@ -150,6 +175,10 @@ def get_comm_workers() -> Any:
     RuntimeError
         Outside of a task, and where the workers are not ranks of one MPI job.
     """
+    if getattr(_here, "alone", False):
+        from taskfarm.transport.split import own_comm
+
+        return own_comm()
     session = current()
     comm = session.face_state.get(COMM_KEY)
     if session.worker is None or comm is None:

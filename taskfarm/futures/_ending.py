@@ -43,5 +43,5 @@ def end_work(tasks: TaskJob, maps: Iterable[MapJob], crew: Crew, deadline: float
     if deadline < math.inf:
         crew.post(tasks.cancel_waiting)
         for job in list(maps):
-            job.end()
+            job.cancel()
     finish(tasks, maps, crew, deadline)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from taskfarm.futures._arguments import check_sizes, fail_unpicklable, pack_function
 from taskfarm.futures._ending import end_work, finish, note_broken
-from taskfarm.futures._future import ExecutorBrokenError, Future
+from taskfarm.futures._future import Future, broken_type
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.futures._progress import Progress, items_in, shown
@@ -82,6 +82,7 @@ class Executor(std.Executor):
         self._part()
         self._broken: BaseException | None = None
         self._shutdown = False
+        self._has_left = False
         self._nested: NestedExecutor | None = None
         self._n_workers = 1
         session = current()
@@ -116,6 +117,10 @@ class Executor(std.Executor):
     def num_workers(self) -> int:
         """Number of workers that this executor uses."""
         return self._n_workers
+
+    @property
+    def _max_workers(self) -> int:
+        return self.num_workers  # dask and others look at this attribute of the standard executors
 
     # Tasks
 
@@ -170,7 +175,7 @@ class Executor(std.Executor):
 
     def _check_open(self) -> None:
         if self._broken is not None:
-            raise ExecutorBrokenError(str(self._broken)) from self._broken
+            raise broken_type()(str(self._broken)) from self._broken
         if self._shutdown:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._nested is None:
@@ -354,7 +359,7 @@ class Executor(std.Executor):
         self._end_within(math.inf, wait, cancel_futures)
 
     def _end_within(self, limit_s: float, wait: bool, cancel_futures: bool) -> None:
-        first, self._shutdown = not self._shutdown, True
+        self._shutdown = True
         if self._nested is not None:
             self._nested.shutdown(wait, cancel_futures)
             return
@@ -363,14 +368,15 @@ class Executor(std.Executor):
         if cancel_futures:
             self._crew.post(self._tasks.cancel_waiting)
             for job in list(self._maps):
-                job.end()
+                job.cancel()
         if wait:
             finish(self._tasks, self._maps, self._crew, time.monotonic() + limit_s)
             self._take_back()
             if self._tasks.is_idle and self._hall is not None:
                 self._crew.post(partial(self._crew.end_job, self._tasks))
                 self._crew.post(partial(self._crew.forget, self._initializer.number))
-        if first and wait:
+        if wait and not self._has_left:
+            self._has_left = True
             self._hall.leave()
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, traceback: Any) -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures as std
 import math
+import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ from taskfarm.runtime.runner import exception_of
 if TYPE_CHECKING:
     from taskfarm.runtime.crew import Crew
 
-__all__ = ["AnyFuture", "ExecutorBrokenError", "Future", "broken"]
+__all__ = ["AnyFuture", "ExecutorBrokenError", "Future", "broken", "broken_type"]
 
 T = TypeVar("T")
 
@@ -41,6 +42,11 @@ class Future(std.Future[T]):
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state not in _ENDED and self._lead(timeout):
             timeout = 0.0
+        if self._exception is not None:  # before Python 3.14, the base class takes one that is falsy for none
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # the traceback would refer to the future, and back
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -48,6 +54,13 @@ class Future(std.Future[T]):
         if self._state not in _ENDED and self._lead(timeout):
             timeout = 0.0
         return super().exception(timeout)
+
+    def cancel(self) -> bool:
+        """Cancel the task if no worker has been given it; see `concurrent.futures.Future.cancel`."""
+        is_cancelled = super().cancel()
+        if is_cancelled and self._crew is not None:
+            self._crew.notify()  # a thread that moves messages may wait for this future
+        return is_cancelled
 
     def _lead(self, timeout: float | None) -> bool:
         """Wait while moving messages; True if it is over, one way or the other."""
@@ -61,13 +74,30 @@ class Future(std.Future[T]):
         return self._state in _ENDED
 
 
+def broken_type() -> type[ExecutorBrokenError]:
+    """Return the type of the errors of broken executors, one that ``except BrokenProcessPool`` catches where it can.
+
+    Only programs that have imported `concurrent.futures.process` know that name; importing it takes 20 ms.
+    """
+    process = sys.modules.get("concurrent.futures.process")
+    base: type[Exception] | None = getattr(process, "BrokenProcessPool", None)
+    if base is None:
+        return ExecutorBrokenError
+
+    def reduce(error: ExecutorBrokenError) -> tuple[Any, ...]:
+        return ExecutorBrokenError, error.args
+
+    members = {"__module__": ExecutorBrokenError.__module__, "__doc__": base.__doc__, "__reduce__": reduce}
+    return type(ExecutorBrokenError.__name__, (ExecutorBrokenError, base), members)
+
+
 def broken(failure: RankFailure | BaseException, why: str) -> ExecutorBrokenError:
     """Return the error of an executor that has become useless."""
     if isinstance(failure, BaseException):
-        error = ExecutorBrokenError(f"{why}: {failure}")
+        error = broken_type()(f"{why}: {failure}")
         error.__cause__ = failure
     else:
-        error = ExecutorBrokenError(f"{why}: {failure.headline()}")
+        error = broken_type()(f"{why}: {failure.headline()}")
         error.__cause__ = exception_of(failure, why)
     return error
 

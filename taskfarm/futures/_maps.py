@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from itertools import islice
 from typing import Any
@@ -255,6 +256,8 @@ class MapJob:
             return self._room(False) > 0
 
         if not self._crew.wait(is_time, deadline):
+            if self._crew.closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
             raise FuturesTimeoutError
 
     def drain(self, deadline: float) -> None:
@@ -282,6 +285,20 @@ class MapJob:
             self.is_over = True
             self._iterator = None
             self._crew.post(self._end)
+
+    def cancel(self) -> None:
+        """Drop what was not run; whoever takes the results gets those that are here, then `CancelledError`."""
+        self._crew.post(self._cancel)
+
+    def _cancel(self) -> None:
+        if not self.has_all_results:
+            self.is_over = True
+            self._iterator = None
+            self._error = CancelledError()
+            self._crew.end_job(self)
+            self._fresh.clear()
+            self._given_back.clear()
+            self._tell_arrival()
 
     def _end(self) -> None:
         self._crew.end_job(self)

@@ -87,12 +87,12 @@ class MPIPoolExecutor(Executor):
             with self._crew.paused():
                 controller.caller.call(_make_workers_comm, (), {}, OnError.WAIT)
 
-    def _boot_threads(self, n_threads: int) -> None:
+    def _boot_threads(self, n_threads: int, kind: type[NestedExecutor] = NestedExecutor) -> None:
         if not self._booted:
             self._booted = True
             first = self._first or ({}, None, ())
             on_broken = partial(note_broken, weakref.ref(self))
-            self._nested = NestedExecutor(prepare_worker, first, on_broken, n_threads)
+            self._nested = kind(prepare_worker, first, on_broken, n_threads)
             self._n_workers = n_threads
 
     def _check_open(self) -> None:
@@ -123,10 +123,6 @@ class MPIPoolExecutor(Executor):
             return 0
         self._boot()
         return super().num_workers
-
-    @property
-    def _max_workers(self) -> int:
-        return self.num_workers
 
     def map(  # type: ignore[override]
         self,

@@ -22,9 +22,9 @@ INITIALIZER_FAILED = "the initializer failed"
 
 
 class Task:
-    """A task that has not ended: its future, its pickle, the function that it names, and whether it was sent."""
+    """A task that has not ended: its future, its pickle, the function that it names, and how far it is."""
 
-    __slots__ = ("body", "borrows", "buffers", "future", "known", "sent")
+    __slots__ = ("body", "borrows", "buffers", "future", "is_cancelled", "known", "sent")
 
     def __init__(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> None:
         self.future = future
@@ -32,7 +32,17 @@ class Task:
         self.body = packed.body
         self.buffers: Sequence[Buffer] = packed.buffers
         self.sent = False
+        self.is_cancelled = False  # and the future has told so, which it must not do twice
         self.borrows = bool(packed.buffers)
+
+    def begin(self) -> bool:
+        """Note that the task is sent; False if it was cancelled before that. May be repeated."""
+        if not (self.sent or self.is_cancelled):
+            self.sent = self.future.set_running_or_notify_cancel()
+            if not self.sent:
+                self.is_cancelled = True
+                self.body, self.buffers = b"", ()  # a worker answers an empty task with None
+        return self.sent
 
     def own_buffers(self) -> None:
         """Copy the buffers, unless they have been sent: the caller may change their memory now."""
@@ -68,6 +78,7 @@ class TaskJob:
         self._tell_broken = on_broken
         self._tasks: dict[int, Task] = {}
         self._n_added = 0
+        self._error: BaseException | None = None  # of the executor
 
     @property
     def is_idle(self) -> bool:
@@ -76,9 +87,12 @@ class TaskJob:
 
     def add(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> Task:
         """Take one more task, (`known` or function, args, kwargs); with the crew's lock held."""
-        task = self._tasks[self._n_added] = Task(future, packed, known)
+        index = self._n_added
+        task = self._tasks[index] = Task(future, packed, known)
         self._n_added += 1
-        self._crew.add_items(self, 1)
+        if not self._crew.add_items(self, 1):  # another thread was faster than this `submit`
+            error = self._error or RuntimeError("cannot schedule new futures after shutdown")
+            self._crew.deliver_later(lambda: self._fail([index], error))
         return task
 
     def cancel_waiting(self) -> None:
@@ -90,7 +104,7 @@ class TaskJob:
             task = self._tasks.get(index)
             if task is not None and task.sent:  # given back by a worker, but running as far as others can see
                 again.append(index)
-        waiting = [self._tasks.pop(index).future for index in indices if index not in set(again)]
+        waiting = [self._tasks.pop(index) for index in indices if index not in set(again)]
         self._crew.deliver_later(lambda: _cancel(waiting))
         self._put_back(again)
 
@@ -112,10 +126,8 @@ class TaskJob:
         alive = borrows = False
         for index in range(start, stop):
             task = self._tasks[index]
-            if not task.sent and not task.future.set_running_or_notify_cancel():
-                task.body, task.buffers = b"", ()  # a worker answers an empty task with None
-            else:
-                task.sent = alive = True
+            if task.begin():
+                alive = True
                 borrows = borrows or task.borrows
             if task.known is not None and (not needs or needs[-1] is not task.known):
                 needs.append(task.known)
@@ -145,6 +157,7 @@ class TaskJob:
 
     def on_broken(self, failure: RankFailure | BaseException) -> None:
         error = broken(failure, INITIALIZER_FAILED if isinstance(failure, RankFailure) else "the executor is broken")
+        self._error = error
         self._crew.end_job(self)
         indices = list(self._tasks)
         self._crew.deliver_later(lambda: self._tell_broken(error))
@@ -171,17 +184,15 @@ class TaskJob:
         for index in indices:
             task = self._tasks.get(index)
             if task is not None:
-                if not task.sent and not task.future.set_running_or_notify_cancel():
-                    pass
-                elif not task.future.done():
+                if task.begin() and not task.future.done():
                     task.future.set_exception(error)
                 self._tasks.pop(index, None)
 
 
-def _cancel(futures: Sequence[AnyFuture]) -> None:
-    for future in futures:
-        future.cancel()
-        future.set_running_or_notify_cancel()  # tells those who wait
+def _cancel(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if task.future.cancel():
+            task.begin()  # tells those who wait
 
 
 def copied(packed: Packed) -> Packed:

@@ -152,11 +152,19 @@ class Crew:
                 self._leader = before
                 self._lock.release()
             self._after_release()
-            self._notify()
+            self.notify()
             self.wake_pump()
             if self.transport.interrupted:
                 self._raise_in_main_thread()
         return True
+
+    def notify(self) -> None:
+        """Let other threads that wait look again: what they wait for may have come true."""
+        if self._leader not in (None, threading.get_ident()):
+            self.transport.wake()
+        if self._n_followers:
+            with self._changed:
+                self._changed.notify_all()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -208,11 +216,15 @@ class Crew:
         """Take a new job; its items come by `add_items`."""
         self._jobs[job.number] = job
         self.dealer.on_job(job.number, n_workers, unit)
+        if self.broken is not None:  # after the executor has looked
+            job.on_broken(self.broken)
 
-    def add_items(self, job: Job, n: int) -> None:
-        """Note that `n` more items of `job` are available."""
-        if job.number in self._jobs:
-            self.dealer.on_items(job.number, n)
+    def add_items(self, job: Job, n: int) -> bool:
+        """Note that `n` more items of `job` are available; False if they will not be run, as the job has ended."""
+        if self.closed or job.number not in self._jobs:
+            return False
+        self.dealer.on_items(job.number, n)
+        return True
 
     def end_job(self, job: Job) -> None:
         """Forget a job of which nothing is waited for any more; what is flying comes back unheard."""
@@ -251,7 +263,7 @@ class Crew:
                 self._lock.release()
                 try:
                     self._deliveries.run()
-                    self._notify()
+                    self.notify()
                 finally:
                     self._lock.acquire()
             if until() or self.closed:
@@ -373,15 +385,7 @@ class Crew:
                 self._lock.release()
         if self._deliveries and not self._deliveries.run_here:
             self._deliveries.run()
-            self._notify()
-
-    def _notify(self) -> None:
-        """Let other threads that wait look again: deliveries may be what they wait for."""
-        if self._leader not in (None, threading.get_ident()):
-            self.transport.wake()
-        if self._n_followers:
-            with self._changed:
-                self._changed.notify_all()
+            self.notify()
 
     def _raise_in_main_thread(self) -> None:
         if threading.current_thread() is threading.main_thread():

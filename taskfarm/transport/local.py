@@ -85,14 +85,14 @@ class LocalTransport:
         """Wait for a frame until `deadline`."""
         with self._hub.changed:
             while not self._hub.queues[self.rank]:
+                raise_if_interrupted(self)
+                if self._woken:  # perhaps before this call: whoever called `wake` does not repeat it
+                    self._woken = False
+                    return None
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
                 self._hub.changed.wait(min(left, 60.0))
-                raise_if_interrupted(self)
-                if self._woken:
-                    self._woken = False
-                    return None
         return self.receive_nowait()
 
     def begin_doze(self) -> bool:

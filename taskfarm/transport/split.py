@@ -11,7 +11,7 @@ from taskfarm.errors import UsageError
 from taskfarm.transport.mpi import MpiTransport
 from taskfarm.transport.waiting import Waiter
 
-__all__ = ["check_comm", "split_transport", "workers_comm"]
+__all__ = ["check_comm", "own_comm", "split_transport", "workers_comm"]
 
 
 def check_comm(comm: Any, root: int) -> tuple[int, int]:
@@ -50,6 +50,11 @@ def split_transport(comm: Any, root: int, config: Config) -> tuple[MpiTransport,
     waiter = Waiter(bool(config.spin), None, False)
     workers = control.Split(0 if control.rank else MPI.UNDEFINED, control.rank)
     return MpiTransport(control, control.Dup(), waiter, None, config.receive), workers
+
+
+def own_comm() -> Any:
+    """Return the communicator over this process alone."""
+    return MPI.COMM_SELF
 
 
 def workers_comm() -> Any:

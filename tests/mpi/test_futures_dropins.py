@@ -84,6 +84,7 @@ def test_comm_executor(run_mpi: Launch[Result]) -> None:
             assert executor.submit(pow, 2, 5).result() == 32
     with MPICommExecutor(MPI.COMM_SELF) as executor:
         assert list(executor.map(abs, [-1, -2])) == [1, 2] and executor.num_workers == 1
+        assert executor.submit(where, 0).result() == 1 == list(executor.map(where, [0]))[0]
     for root in (-1, comm.size):
         try:
             MPICommExecutor(root=root)

@@ -209,6 +209,75 @@ def test_script_runs_once_under_the_module(run_mpi: Launch[Result]) -> None:
     assert result.stdout.splitlines() == ["script", "9900 2 ['an', 'argument']"], result.describe()
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_future_ends(run_mpi: Launch[Result], n: int) -> None:
+    """Threads submit, map, cancel and wait while the executor is shut down in some way: nothing is left."""
+    body = """
+    import random
+    from concurrent.futures import CancelledError, TimeoutError
+    def feed(executor, futures, rng):
+        def again(future):
+            if rng.random() < 0.2:
+                try:
+                    futures.append(executor.submit(abs, -1))
+                except RuntimeError:
+                    pass
+        try:
+            for _ in range(10**6):
+                future = executor.submit(*rng.choice([(nap, 0), (nap, 0.001), (nap, 0.01), (divmod, 1, 0)]))
+                futures.append(future)
+                future.add_done_callback(again)
+                what = rng.choice(["cancel", "wait", "map", "", "", ""])
+                try:
+                    if what == "cancel":
+                        future.cancel()
+                    elif what == "wait":
+                        future.result(rng.choice([None, 0, 0.001]))
+                    elif what == "map":
+                        assert sum(executor.map(abs, range(50), chunksize=rng.choice([None, 1, 7]))) == 1225
+                except (CancelledError, TimeoutError, ZeroDivisionError):
+                    pass
+        except RuntimeError as exc:
+            assert "after shutdown" in str(exc), exc
+    with Executor(2) as keeper:  # or each of the next ones would have to start its own workers
+        for seed in range(15):
+            rng = random.Random(seed)
+            executor, futures = Executor(2), []
+            threads = [
+                threading.Thread(target=feed, args=(executor, futures, random.Random(10 * seed + k)), daemon=True)
+                for k in range(3)
+            ]
+            for thread in threads:
+                thread.start()
+            time.sleep(rng.choice([0.01, 0.05]))
+            executor.shutdown(wait=rng.random() < 0.5, cancel_futures=rng.random() < 0.5)
+            executor.shutdown()
+            for thread in threads:
+                thread.join(20)
+            assert not any(thread.is_alive() for thread in threads), seed
+            assert not wait(futures, 20).not_done, seed
+    print("end")
+    """
+    assert run_mpi(BEGIN + body, n).check(0).stdout.split() == ["end"]
+
+
+@pytest.mark.parametrize("launcher", ["mpiexec", "taskfarm run"])
+@pytest.mark.parametrize("n_tests", [1, 2])
+def test_swallowed_exit(run_mpi: Launch[Result], launcher: str, n_tests: int) -> None:
+    """A test runner takes a worker's exit for an error and goes on; the worker leaves, and rank 0 has the last word."""
+    body = """
+    import unittest
+    class Test(unittest.TestCase):
+        def test_it(self):
+            with Executor() as executor:
+                self.assertEqual(executor.submit(abs, -1).result(), 1)
+                print("tested", flush=True)
+    unittest.main(argv=["script"] + ["Test.test_it"] * N_TESTS)
+    """
+    program = BEGIN + body.replace("N_TESTS", str(n_tests))
+    assert run_mpi(program, 3, launcher=launcher).check(0).stdout.split() == ["tested"] * n_tests
+
+
 def test_ranks_part_at_the_first_executor(run_mpi: Launch[Result]) -> None:
     """Under a launcher all ranks run the script up to the first executor, and only rank 0 goes on."""
     body = """

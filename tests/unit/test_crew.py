@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures as std
+import itertools
+import pickle
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +19,8 @@ from taskfarm.config import Config
 from taskfarm.errors import RemoteError
 from taskfarm.futures import Executor, ExecutorBrokenError
 from taskfarm.futures._comm import _CommExecutor
+from taskfarm.futures._ending import note_broken
+from taskfarm.futures._future import broken
 from taskfarm.futures._tasks import TaskJob
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall
@@ -112,6 +117,143 @@ def test_cancelled_tasks_are_not_run(executor: Executor) -> None:
     assert not not_done
     assert len(cancelled) >= 8
     assert sorted(ran) == [i for i in range(30) if i not in cancelled]
+
+
+def test_cancelling_ends_a_wait(executor: Executor) -> None:
+    """A thread that waits for a task which is cancelled is told at once, not when the next result comes."""
+    gate = threading.Event()
+    gates.append(gate)
+    blocking = [executor.submit(wait_at_gate, len(gates) - 1) for _ in range(2 * executor.num_workers)]
+    future = executor.submit(abs, -1)
+    found: list[BaseException] = []
+
+    def wait_for_it() -> None:
+        try:
+            future.result()
+        except std.CancelledError as exc:
+            found.append(exc)
+
+    thread = threading.Thread(target=wait_for_it)
+    thread.start()
+    try:
+        while not executor._crew.is_led:
+            time.sleep(0.001)
+        assert future.cancel()
+        thread.join(LIMIT_S)
+        assert len(found) == 1
+    finally:
+        gate.set()
+    std.wait(blocking, LIMIT_S)
+
+
+class Falsy(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+def raise_falsy() -> None:
+    raise Falsy
+
+
+def test_an_exception_that_is_false(executor: Executor) -> None:
+    """It is raised like any other."""
+    with pytest.raises(Falsy):
+        executor.submit(raise_falsy).result(LIMIT_S)
+
+
+def test_broken_as_the_process_pool_of_the_standard_library(executor: Executor) -> None:
+    """Programs that catch `BrokenProcessPool` go on catching; the error still travels as what it is."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    assert executor.submit(abs, -1).result(LIMIT_S) == 1
+    note_broken(weakref.ref(executor), broken(OSError("gone"), "the executor is broken"))
+    with pytest.raises(BrokenProcessPool, match="gone") as caught:
+        executor.submit(abs, 1)
+    assert isinstance(caught.value, ExecutorBrokenError)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is ExecutorBrokenError and str(again) == str(caught.value)
+
+
+def test_a_submit_that_comes_too_late(executor: Executor, monkeypatch: Any) -> None:
+    """A task whose executor is shut down, or breaks, while it is submitted, fails; nobody waits for it for ever."""
+    executor.bootup()
+    crew, hall = executor._crew, executor._hall
+    hall.enter()  # the workers stay
+    executor.shutdown()
+    monkeypatch.setattr(executor, "_check_open", lambda: None)  # another thread was faster than the next line
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, -1).result(LIMIT_S)
+    broken_one = _CommExecutor(hall, initializer=fail_at, initargs=(1, 1))
+    assert type(broken_one.submit(abs, 1).exception(LIMIT_S).__cause__) is Oops
+    monkeypatch.setattr(broken_one, "_check_open", lambda: None)
+    with pytest.raises(ExecutorBrokenError, match="Oops"):
+        broken_one.submit(abs, 1).result(LIMIT_S)
+    broken_one.shutdown()
+    another = _CommExecutor(hall)
+    another.bootup(wait=False)
+    monkeypatch.setattr(another, "_check_open", lambda: None)
+    crew.broken = OSError("gone")
+    with pytest.raises(ExecutorBrokenError, match="gone"):
+        list(another.map(abs, range(10)))
+    another.shutdown()
+
+
+def test_maps_are_cancelled_too(executor: Executor) -> None:
+    """After ``shutdown(cancel_futures=True)`` a thread in a map does not wait for results that never come."""
+    gate = threading.Event()
+    gates.append(gate)
+    results = executor.map(wait_at_gate, itertools.repeat(len(gates) - 1))
+    raised: list[BaseException] = []
+
+    def take_all() -> None:
+        try:
+            list(results)
+        except std.CancelledError as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=take_all)
+    thread.start()
+    try:
+        while not executor._crew.is_led:
+            time.sleep(0.001)
+        executor.shutdown(wait=False, cancel_futures=True)
+        thread.join(LIMIT_S)
+        assert len(raised) == 1
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("cancels_all", [False, True])
+def test_a_cancelled_task_that_a_worker_gives_back(executor: Executor, cancels_all: bool) -> None:
+    """A worker may give back a batch in which there is a cancelled task: it stays cancelled, and the others run."""
+    gate = threading.Event()
+    gates.append(gate)
+    blocking = [executor.submit(wait_at_gate, len(gates) - 1) for _ in range(executor.num_workers)]
+    cancelled, other = executor.submit(abs, -1), executor.submit(abs, -2)
+    assert cancelled.cancel()
+    job = executor._tasks
+    with executor._crew._lock:
+        assert job.pack(job._n_added - 2, job._n_added) is not None  # as if it was sent, and came back unread
+    if cancels_all:
+        executor.shutdown(wait=False, cancel_futures=True)
+    gate.set()
+    std.wait([cancelled, other, *blocking], LIMIT_S)
+    assert cancelled.cancelled() and other.result(0) == 2
+    executor.shutdown()
+
+
+def test_workers_end_when_somebody_has_waited(farm: LocalFarm) -> None:
+    """Workers of executors alone leave after a `shutdown` that waits, also behind one that did not."""
+    sent_away: list[float] = []
+    crew = Crew(farm.controller, range(1, farm.hub.size))
+    executor = _CommExecutor(Hall(Session(Config(blas_threads=0)), crew, sent_away.append))
+    future = executor.submit(abs, -1)
+    executor.shutdown(wait=False)
+    assert not sent_away
+    executor.shutdown()
+    assert future.done() and len(sent_away) == 1
+    executor.shutdown()
+    assert len(sent_away) == 1
 
 
 gates: list[threading.Event] = []
