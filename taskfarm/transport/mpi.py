@@ -24,14 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from taskfarm.config import Receive
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.clearance import Clearance, Signal, patience_s
 from taskfarm.transport.direct import MpiDirect
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.dozing import Dozing
-from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, new_inlet
+from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, Inlet
 from taskfarm.transport.memory import PIECE_BYTES
 from taskfarm.transport.pool import BufferPool
 from taskfarm.transport.waiting import Waiter
@@ -92,17 +91,12 @@ class MpiTransport(Dozing):
         How to wait.
     bell : Doorbell or None
         How to wake others.
-    receive : Receive or None
-        How control messages are taken in, None for what suits.
+    inlet : Inlet
+        Takes in the control messages.
     """
 
     def __init__(
-        self,
-        control: MPI.Intracomm,
-        bulk: MPI.Intracomm,
-        waiter: Waiter,
-        bell: Doorbell | None,
-        receive: Receive | None,
+        self, control: MPI.Intracomm, bulk: MPI.Intracomm, waiter: Waiter, bell: Doorbell | None, inlet: Inlet
     ) -> None:
         self._control = control
         self._bulk = bulk
@@ -111,7 +105,7 @@ class MpiTransport(Dozing):
         self._asleep = bell.asleep if bell is not None else bytes(control.size)
         self._ring = bell.ring if bell is not None else lambda rank: None
         self._isend = control.Isend
-        self._inlet = new_inlet(control, receive)
+        self._inlet = inlet
         self._poll = self._inlet.poll
         self.rank: int = control.rank
         self.size: int = control.size

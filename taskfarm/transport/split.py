@@ -8,6 +8,7 @@ from mpi4py import MPI
 
 from taskfarm.config import Config
 from taskfarm.errors import UsageError
+from taskfarm.transport.inlets import new_inlet
 from taskfarm.transport.mpi import MpiTransport
 from taskfarm.transport.waiting import Waiter
 
@@ -49,7 +50,7 @@ def split_transport(comm: Any, root: int, config: Config) -> tuple[MpiTransport,
     control = comm.Split(0, (comm.Get_rank() - root) % comm.Get_size())
     waiter = Waiter(bool(config.spin), None, False)
     workers = control.Split(0 if control.rank else MPI.UNDEFINED, control.rank)
-    return MpiTransport(control, control.Dup(), waiter, None, config.receive), workers
+    return MpiTransport(control, control.Dup(), waiter, None, new_inlet(control, config.receive)), workers
 
 
 def own_comm() -> Any:

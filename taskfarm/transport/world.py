@@ -26,6 +26,7 @@ from mpi4py import MPI
 from taskfarm.config import Config
 from taskfarm.transport.comm import TrackedComm
 from taskfarm.transport.doorbell import Doorbell, host_key
+from taskfarm.transport.inlets import new_inlet
 from taskfarm.transport.mpi import MpiTransport
 from taskfarm.transport.waiting import CROWDED_RANKS_PER_CORE, Waiter
 
@@ -231,9 +232,8 @@ class Opening:
         crowded = len(on_host) > CROWDED_RANKS_PER_CORE * n_cores
         usable = bell if bell is not None and len(neighbours) > 1 else None
         all_ring = usable is not None and usable.reaches(range(self._size))
-        transport = MpiTransport(
-            control, self._bulk, Waiter(spin, usable, all_ring, crowded), usable, self._config.receive
-        )
+        waiter = Waiter(spin, usable, all_ring, crowded)
+        transport = MpiTransport(control, self._bulk, waiter, usable, new_inlet(control, self._config.receive))
         return Opened(transport, peers, secret, address, listener)
 
     def _new_bell(self, secret: str, rank: int) -> Doorbell | None:
