@@ -97,14 +97,14 @@ class LocalTransport:
 
     def begin_doze(self) -> bool:
         """Tell whether there is nothing to do."""
-        return not self._hub.queues[self.rank]
+        woken, self._woken = self._woken, False
+        return not (woken or self._hub.queues[self.rank])
 
     def doze(self, timeout_s: float) -> None:
         """Sleep until a frame comes."""
         with self._hub.changed:
             if not self._hub.queues[self.rank] and not self._woken:
-                self._hub.changed.wait(timeout_s)
-            self._woken = False
+                self._hub.changed.wait(timeout_s)  # a `wake` is left for whoever is in `receive`
 
     def end_doze(self) -> None:
         """Do nothing: nobody was told."""
