@@ -11,6 +11,7 @@ from typing import Protocol
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._tasks import TaskJob
 from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.crews import catch_up
 
 __all__ = ["end_work", "finish", "note_broken"]
 
@@ -33,6 +34,7 @@ def note_broken(executor: weakref.ref[Breakable], error: BaseException) -> None:
 
 def finish(tasks: TaskJob, maps: Iterable[MapJob], crew: Crew, deadline: float) -> None:
     """Return when all futures have ended and all items of maps were run, or `deadline` has passed."""
+    catch_up(crew, deadline)
     for job in list(maps):
         job.drain(deadline)
     crew.wait(lambda: tasks.is_idle, deadline)

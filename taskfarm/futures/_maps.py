@@ -114,7 +114,7 @@ class MapJob:
                 if room <= 0:
                     return
                 began = time.monotonic()
-                if began - started > READ_S and self._n_held:
+                if began - started > READ_S and self._n_held and self._buffersize is None:
                     return
                 self._read(self._piece(room))
                 if self._n_read >= FEW:
@@ -348,7 +348,8 @@ class MapJob:
         items = self._flying.pop(start, ())
         if results.n < len(items):
             self._given_back[start + results.n] = items[results.n :]
-        self._hold(start, results)
+        if results.n:
+            self._hold(start, results)
 
     def on_returned(self, start: int, stop: int) -> None:
         self._given_back[start] = self._flying.pop(start)

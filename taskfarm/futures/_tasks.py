@@ -146,6 +146,8 @@ class TaskJob:
         return Parcel(pickle.dumps(bodies, 5), (), option, needs)
 
     def on_results(self, start: int, results: Results) -> None:
+        if not results.n:
+            return
         self._crew.deliver_later(lambda: self._settle(start, results))
 
     def on_returned(self, start: int, stop: int) -> None:

@@ -20,7 +20,7 @@ from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.results import ReplyOption, pack_results
 from taskfarm.runtime.runner import Outcome, decode_failure, encode_failure, exception_of, failure_of, flush_output
 from taskfarm.runtime.work import unpack_work
-from taskfarm.scheduling.dealing import give_back_s
+from taskfarm.scheduling.lanes import give_back_s
 from taskfarm.transport.base import Transport
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Buffer, Frame, Kind
@@ -29,6 +29,7 @@ __all__ = ["BatchReport", "BatchRunner", "read_report"]
 
 _TIMES = Struct("<dd")
 SLICE_S = 50e-6  # between two looks at the clock, which cost 0.3 us
+_HOW_LONG = BatchOption.LONG | BatchOption.FRESH
 SEND_PATIENCE_S = 5e-3  # for a reply that rank 0 does not take; a next batch may be long, and MPI would not move it
 
 
@@ -104,6 +105,7 @@ class BatchRunner:
         self._jobs: dict[int, _Job] = {}
         self._give_back_s = give_back_s(transport.size - 1)
         self._ended = time.monotonic()
+        self._late = False  # the last batch took much longer than rank 0 had expected
 
     # Jobs
 
@@ -141,7 +143,11 @@ class BatchRunner:
         if job.fn is None:
             self._reply(frame.a, 0, job.reply, (0.0, gap_s), job.failure, ())
             return
-        option = frame.option
+        option = frame.option & ~_HOW_LONG
+        if self._late and not frame.option & BatchOption.FRESH:  # dealt in the belief that this worker was not
+            self._reply(frame.a, 0, ReplyOption.RESULTS, (0.0, gap_s), b"", ())
+            return
+        self._late = False
         unit = 1
         if option == BatchOption.ONE_TASK:
             items = [(frame.body, frame.buffers, self)]
@@ -161,6 +167,9 @@ class BatchRunner:
         reply, packed = pack_results(results, failures, self._encode)
         del results
         self._ended = time.monotonic()
+        if self._ended - started >= self._give_back_s and not frame.option & BatchOption.LONG:
+            self._late = True
+            reply |= ReplyOption.LATE
         self._reply(frame.a, n_done, reply, (self._ended - started, gap_s), packed.body, packed.buffers)
         flush_output()  # while the reply is on its way
 

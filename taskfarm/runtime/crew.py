@@ -33,6 +33,7 @@ from taskfarm.runtime.deliveries import Deliveries
 from taskfarm.runtime.forks import Home
 from taskfarm.runtime.functions import FunctionBook
 from taskfarm.runtime.jobs import Job, Parcel, Supplies
+from taskfarm.runtime.options import BatchOption
 from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.scheduling.dealing import Batch, Dealer
@@ -344,7 +345,8 @@ class Crew:
         worker, send = batch.worker, self.transport.send
         for missing in self._supplies.missing(worker, job, parcel):
             send(worker, missing)
-        frame = Frame(Kind.BATCH, batch.number, job.number, parcel.option, parcel.body, parcel.buffers)
+        option = parcel.option | (batch.is_long and BatchOption.LONG) | (batch.is_fresh and BatchOption.FRESH)
+        frame = Frame(Kind.BATCH, batch.number, job.number, option, parcel.body, parcel.buffers)
         if parcel.borrows:
             self.transport.send_or_copy(worker, frame)
         else:
@@ -357,10 +359,11 @@ class Crew:
             raise ProtocolError(f"batch {frame.a} is not under way at rank {source}")
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
-        if frame.option <= ReplyOption.APART:
-            results = Results(frame.b, report.body, frame.buffers, frame.option)
-            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes)
-            if job is not None and frame.b:
+        late, form = bool(frame.option & ReplyOption.LATE), frame.option & ~ReplyOption.LATE
+        if form <= ReplyOption.APART:
+            results = Results(frame.b, report.body, frame.buffers, form)
+            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes, late)
+            if job is not None:
                 job.on_results(batch.start, results)
             return
         failure = decode_failure(report.body)

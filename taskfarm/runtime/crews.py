@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -23,7 +24,7 @@ from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, Session, current
 from taskfarm.runtime.surroundings import expected_world_size
 
-__all__ = ["Hall", "hall_of", "part_ranks"]
+__all__ = ["Hall", "catch_up", "hall_of", "part_ranks"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ class Hall:
 
     def drain(self) -> None:
         """Return when nothing is under way: another face is about to talk to the workers."""
-        if not self.crew.is_at_rest():
-            self.crew.wait(self.crew.is_at_rest, math.inf)
+        catch_up(self.crew, math.inf)
+        self.crew.wait(self.crew.is_at_rest, math.inf)
 
     def close(self) -> None:
         """Finish what was begun (after an error: what ends within the time for that), and let the workers go."""
@@ -115,6 +116,13 @@ class Hall:
         self.crew.close()
         if self._stop_workers is not None:
             self._stop_workers(deadline)
+
+
+def catch_up(crew: Crew, deadline: float) -> None:
+    """Return when all that this thread has posted was done: another one may have taken it over, and be busy."""
+    done = threading.Event()
+    crew.post(done.set)
+    crew.wait(done.is_set, deadline)
 
 
 def hall_of(session: Session, wanted: int | None) -> Hall:

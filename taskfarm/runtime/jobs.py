@@ -73,7 +73,7 @@ class Job(Protocol):
         """Return items as a batch, None if there is nothing left to do about them. May raise what pickling raises."""
 
     def on_results(self, start: int, results: Results) -> None:
-        """Take the results of the items from `start` on."""
+        """Take the results of the items from `start` on; none, if a worker gives all of a batch back."""
 
     def on_returned(self, start: int, stop: int) -> None:
         """Note that the items of a batch come back to be packed again, one by one."""

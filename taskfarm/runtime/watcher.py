@@ -36,6 +36,7 @@ __all__ = ["WatchClient", "WatchServer", "main_thread_place", "start_watch"]
 logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 0.25
+ENDING_S = 3.0  # a short program may be over before a loaded machine has run this thread
 CONNECT_TIMEOUT_S = 5.0
 INTERRUPT_PATIENCE_S = 1.0  # how long an interrupted `comm` method of rank 0 may take to return by itself
 _MAX_LINE_BYTES = 1 << 20
@@ -116,6 +117,7 @@ class WatchClient:
                     self._send({"where": astuple(self._where())})
         except (OSError, ValueError) as exc:
             if self._socket is None:
+                time.sleep(ENDING_S)  # if rank 0 has left, so does this process meanwhile
                 logger.warning(
                     "rank %d cannot reach rank 0 at %s:%d (%s): a stuck collective call would not be noticed here",
                     self._rank, *self._address, exc,

@@ -13,138 +13,61 @@ are learnt from every batch that comes back:
 
 What is not known yet is found out carefully: first batches are one item, one batch per worker. What comes in bit by
 bit, as the calls of `submit` do, and would take less time than a message, waits for more of it or for an idle worker.
-An item that takes much longer than its job's pace said holds up nobody: the worker gives back what it has not begun,
-and it is dealt anew. Where a chunk size was asked for, that many items stay together in all of this.
+An item that takes much longer than its job's pace said holds up nobody: the worker is *late*; it gives back what it has
+not begun of the batch, and all batches that were dealt before rank 0 knew, and they are dealt anew. Where a chunk size
+was asked for, that many items stay together in all of this.
 
 Nothing here knows the time; what took how long comes in as an argument.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from taskfarm.errors import ProtocolError
+from taskfarm.scheduling.lanes import (
+    BYTES_CALMING,
+    CALMING,
+    FORGET,
+    LONG_PART,
+    LONG_S,
+    LOOK_AHEAD_BYTES,
+    LOOK_AHEAD_S,
+    MAX_DEPTH,
+    MAX_LOOK_AHEAD,
+    MAX_WAY_S,
+    MIN_LOOK_AHEAD,
+    SMALL_BYTES,
+    STARVED,
+    UNKNOWN_S,
+    Job,
+    Lane,
+    give_back_s,
+)
 
-__all__ = ["LOOK_AHEAD_S", "TARGET_S", "Batch", "Dealer", "give_back_s", "target_s"]
-
-# Seconds. A message costs some 20 us of rank 0 and of the worker, which is 1 % of this.
-TARGET_S = 2e-3
-HANDLING_S = 50e-6  # of rank 0 per batch and worker, with room to spare: more than 40 workers get longer batches
-GIVE_BACK = 5  # a batch that has taken so many times the target was dealt on a wrong guess
-LONG_S = 50e-3  # a batch from here on loses less than 1 % by the way to rank 0 and back, even if that is busy
-LOOK_AHEAD_S = 0.1  # work per worker to have ready, since whoever supplies the items may be busy with something else
-UNKNOWN_S = 1e3  # taken for a batch of which nothing is known: nothing is sent behind it
-MAX_WAY_S = 0.1  # longer than rank 0 is ever busy without looking, unless in C code that holds the interpreter
-STARVED = 0.02  # part of a batch's time for which a worker may have waited for it
-MAX_DEPTH = 64  # batches at once; of the shortest tasks (2 us with their message) some 0.1 ms
-CALMING = 0.995  # per batch: a way that was long once is forgotten after some hundred batches
-GROWTH = 8  # a batch is at most so many times as large as the largest that was measured
-SHARES = 2  # a batch is at most 1 / SHARES of a worker's share of what is waiting
-FORGET = 0.8  # weight of the past, per batch
-MAX_LOOK_AHEAD = 1 << 17  # items per worker: a list of so many small integers takes 5 MB
-MIN_LOOK_AHEAD = 4  # batches per worker
-BATCH_BYTES = 4 << 20  # of a batch, where an item is not larger: its message takes longer than the target anyhow
-LOOK_AHEAD_BYTES = 64 << 20  # of a job
-SMALL_BYTES = 16 << 10  # a batch that is not larger says nothing about the size of the next one
-BYTES_CALMING = 0.9  # per batch: how fast large items are forgotten
-SHORTEST_S = 1e-8  # nothing in Python takes less
-
-
-def target_s(n_workers: int) -> float:
-    """Return how many seconds a batch should take where there are `n_workers` workers."""
-    return max(TARGET_S, n_workers * HANDLING_S)
-
-
-def give_back_s(n_workers: int) -> float:
-    """Return after how many seconds a worker gives back what it has not begun of a batch."""
-    return GIVE_BACK * target_s(n_workers)
+__all__ = ["Batch", "Dealer"]
 
 
 class Batch(NamedTuple):
-    """Items `start` up to, not including, `stop` of job `job`, for `worker`."""
+    """Items `start` up to, not including, `stop` of job `job`, for `worker`.
+
+    Attributes
+    ----------
+    is_long : bool
+        Whether it is expected to take so long that the worker need not wonder.
+    is_fresh : bool
+        Whether it is the first that was dealt to its worker since that has said it was late.
+    """
 
     number: int
     job: int
     worker: int
     start: int
     stop: int
-
-
-class _Lane:
-    """What is known of one worker."""
-
-    __slots__ = ("first", "flying_s", "index", "least", "n_flying", "rested", "way_s", "worker")
-
-    def __init__(self, worker: int, index: int) -> None:
-        self.worker = worker
-        self.index = index
-        self.least = 1  # batches that may be under way however long they take
-        self.n_flying = 0
-        self.flying_s = 0.0  # how long these should take
-        self.rested = True  # there was nothing for it to do
-        self.first = 0  # number of the batch that ended that
-        self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more batch should be on its way."""
-        return self.n_flying < self.least or (self.flying_s < self.way_s and self.n_flying < MAX_DEPTH)
-
-
-class _Job:
-    """What is known of one job."""
-
-    __slots__ = (
-        "item_bytes", "largest", "n_flying", "n_items", "n_waiting", "n_workers", "number", "seconds", "unit",
-        "waiting", "weight",
-    )  # fmt: skip
-
-    def __init__(self, number: int, n_workers: int, unit: int) -> None:
-        self.number = number
-        self.n_workers = n_workers
-        self.unit = unit
-        self.item_bytes = 1.0
-        self.n_items = 0
-        self.n_waiting = 0
-        self.n_flying = 0
-        self.waiting: deque[tuple[int, int]] = deque()
-        self.seconds = 0.0
-        self.weight = 0.0
-        self.largest = 1
-
-    def task_s(self) -> float | None:
-        """Return the seconds that an item takes, None while that is not known."""
-        return max(self.seconds / self.weight, SHORTEST_S) if self.weight else None
-
-    def expected_s(self, n: int) -> float:
-        """Return how long a batch of `n` items should keep a worker busy, for deciding whether to send another one."""
-        task_s = self.task_s()
-        return UNKNOWN_S if task_s is None else max(n * task_s, HANDLING_S)
-
-    def is_small(self) -> bool:
-        """Tell whether all that waits is not worth a message to a worker that has something to do."""
-        return bool(self.weight) and self.n_waiting * self.seconds < HANDLING_S * self.weight
-
-    def batch_size(self) -> int:
-        """Return the number of items that the next batch should have."""
-        task_s = self.task_s()
-        if task_s is None:
-            return self.unit
-        wanted = min(int(target_s(self.n_workers) / task_s), GROWTH * self.largest, int(BATCH_BYTES / self.item_bytes))
-        share = -(-self.n_waiting // (SHARES * self.n_workers))
-        size = min(wanted, max(share, int(HANDLING_S / task_s)))
-        return max(size // self.unit, 1) * self.unit  # one item may be larger than a batch
-
-    def take(self, size: int) -> tuple[int, int]:
-        """Remove up to `size` consecutive items from those that wait, and return where they start and stop."""
-        start, stop = self.waiting.popleft()
-        if stop - start > size:
-            self.waiting.appendleft((start + size, stop))
-            stop = start + size
-        self.n_waiting -= stop - start
-        return start, stop
+    is_long: bool = False
+    is_fresh: bool = False
 
 
 class Dealer:
@@ -162,11 +85,11 @@ class Dealer:
     """
 
     def __init__(self, workers: Iterable[int]) -> None:
-        self._lanes = {worker: _Lane(worker, index) for index, worker in enumerate(workers)}
-        self._idle: OrderedDict[int, _Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
-        self._roomy: OrderedDict[int, _Lane] = OrderedDict()  # busy, with room for one more batch
-        self._jobs: dict[int, _Job] = {}
-        self._turn: OrderedDict[int, _Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
+        self._lanes = {worker: Lane(worker, index) for index, worker in enumerate(workers)}
+        self._idle: OrderedDict[int, Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
+        self._roomy: OrderedDict[int, Lane] = OrderedDict()  # busy, with room for one more batch
+        self._jobs: dict[int, Job] = {}
+        self._turn: OrderedDict[int, Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
         self._n_dealt = 0
         self._plans: dict[int, tuple[float, float]] = {}  # seconds expected for a batch, and for those before it
         self.flying: dict[int, Batch] = {}
@@ -185,7 +108,7 @@ class Dealer:
         unit : int, optional
             Items that stay together: a batch has a multiple of it.
         """
-        self._jobs[number] = _Job(number, min(n_workers, len(self._lanes)), unit)
+        self._jobs[number] = Job(number, min(n_workers, len(self._lanes)), unit)
 
     def on_items(self, number: int, n: int) -> None:
         """Note that `n` more items of job `number` are available."""
@@ -201,7 +124,9 @@ class Dealer:
             job.waiting.append((start, start + n))
         self._turn.setdefault(number, job)
 
-    def on_done(self, number: int, n_done: int, seconds: float, gap_s: float, size_bytes: int = 0) -> Batch:
+    def on_done(
+        self, number: int, n_done: int, seconds: float, gap_s: float, size_bytes: int = 0, late: bool = False
+    ) -> Batch:
         """Take in that the first `n_done` items of a batch were run; the rest is dealt anew.
 
         Parameters
@@ -216,6 +141,8 @@ class Dealer:
             How long the worker had nothing to do before.
         size_bytes : int, optional
             Size of their results.
+        late : bool, optional
+            Whether the worker gives back all batches until a fresh one, as this one took much longer than expected.
 
         Raises
         ------
@@ -236,7 +163,9 @@ class Dealer:
                 job.seconds = job.weight = 0.0
                 job.largest = 1
         lane = self._lanes[batch.worker]
-        self._adapt(lane, seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
+        if n_done:
+            self._adapt(lane, seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
+        lane.was_late |= late
         self._place(lane)
         return batch
 
@@ -253,13 +182,13 @@ class Dealer:
         job = self._jobs.get(batch.job)
         if job is not None and batch.stop - batch.start > 1:
             self._put_back(job, [(item, item + 1) for item in range(batch.start, batch.stop)])
-        self._place(self._lanes[batch.worker])
+        self._replace(batch)
         return batch
 
     def on_void(self, number: int) -> Batch:
         """Take in that there is nothing to do about the items of a batch, or nothing more."""
         batch, _ = self._landed(number, 0)
-        self._place(self._lanes[batch.worker])
+        self._replace(batch)
         return batch
 
     def drop_waiting(self, number: int) -> list[tuple[int, int]]:
@@ -295,9 +224,11 @@ class Dealer:
             if not job.n_waiting:
                 del self._turn[number]
             self._n_dealt += 1
-            batch = Batch(self._n_dealt, number, lane.worker, start, stop)
-            self.flying[batch.number] = batch
             expected_s = job.expected_s(stop - start)
+            is_long = LONG_PART * give_back_s(len(self._lanes)) < expected_s < UNKNOWN_S
+            batch = Batch(self._n_dealt, number, lane.worker, start, stop, is_long, lane.was_late)
+            lane.was_late = False
+            self.flying[batch.number] = batch
             self._plans[batch.number] = expected_s, lane.flying_s
             job.n_flying += 1
             lane.n_flying += 1
@@ -365,12 +296,12 @@ class Dealer:
             job.n_flying -= 1
         return batch, ahead_s
 
-    def _put_back(self, job: _Job, ranges: list[tuple[int, int]]) -> None:
+    def _put_back(self, job: Job, ranges: list[tuple[int, int]]) -> None:
         job.waiting.extendleft(reversed(ranges))
         job.n_waiting += sum(stop - start for start, stop in ranges)
         self._turn.setdefault(job.number, job)
 
-    def _adapt(self, lane: _Lane, seconds: float, gap_s: float, ahead_s: float) -> None:
+    def _adapt(self, lane: Lane, seconds: float, gap_s: float, ahead_s: float) -> None:
         """Learn from what a worker tells of a batch, which was dealt when it had work for `ahead_s` seconds."""
         if gap_s > STARVED * seconds:
             lane.way_s = max(lane.way_s, min(gap_s + ahead_s, MAX_WAY_S))
@@ -378,14 +309,20 @@ class Dealer:
         is_long = seconds >= LONG_S and lane.way_s <= STARVED * seconds
         lane.least = 1 if is_long else 2
 
-    def _pick(self, job: _Job) -> _Lane | None:
+    def _pick(self, job: Job) -> Lane | None:
         for lanes in (self._idle, self._roomy):
             for lane in lanes.values():
                 if lane.index < job.n_workers:
                     return lane
         return None
 
-    def _place(self, lane: _Lane) -> None:
+    def _replace(self, batch: Batch) -> None:
+        """Place the worker of a batch that was perhaps never sent: if it was to be the fresh one, the next one is."""
+        lane = self._lanes[batch.worker]
+        lane.was_late |= batch.is_fresh
+        self._place(lane)
+
+    def _place(self, lane: Lane) -> None:
         if lane.n_flying == 0:
             self._roomy.pop(lane.worker, None)
             self._idle.setdefault(lane.worker, lane)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from taskfarm.scheduling.dealing import Batch, Dealer, give_back_s
+from taskfarm.scheduling.dealing import Batch, Dealer
+from taskfarm.scheduling.lanes import give_back_s
 
 __all__ = ["Report", "simulate"]
 
@@ -45,6 +46,7 @@ class _Worker:
         self.waiting: deque[Batch] = deque()
         self.is_running = False
         self.idle_since = 0.0
+        self.late = False
 
 
 class _Step(Enum):
@@ -61,6 +63,7 @@ class _Report(NamedTuple):
     n_done: int = 0
     seconds: float = 0.0
     gap_s: float = 0.0
+    late: bool = False
 
 
 class _Farm:
@@ -100,7 +103,7 @@ class _Farm:
                 self._start(worker, now)
             else:
                 self._free_at = max(self._free_at, now) + self._handling_s
-                self._dealer.on_done(batch.number, *report)
+                self._dealer.on_done(batch.number, report.n_done, report.seconds, report.gap_s, late=report.late)
                 self._deal()
         return self._free_at
 
@@ -123,12 +126,16 @@ class _Farm:
             return
         batch = worker.waiting.popleft()
         worker.is_running = True
+        if worker.late and not batch.is_fresh:
+            self._push(now, _Step.ENDS, batch, _Report())
+            return
         seconds, n_done = 0.0, 0
         while batch.start + n_done < batch.stop and (seconds < self._give_back_s or n_done % self._unit):
             seconds += self._durations[batch.start + n_done]
             self.runs[batch.start + n_done] += 1
             n_done += 1
-        self._push(now + seconds, _Step.ENDS, batch, _Report(n_done, seconds, now - worker.idle_since))
+        worker.late = seconds >= self._give_back_s and not batch.is_long
+        self._push(now + seconds, _Step.ENDS, batch, _Report(n_done, seconds, now - worker.idle_since, worker.late))
 
 
 def simulate(

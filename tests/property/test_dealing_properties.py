@@ -39,9 +39,9 @@ def test_every_item_is_done_exactly_once(data: st.DataObject) -> None:
             if size > 1 and data.draw(st.booleans()):
                 dealer.on_unsent(batch.number)
             else:
-                n_done = data.draw(st.integers(1, size))
+                n_done = data.draw(st.integers(0, size))
                 seconds = data.draw(st.floats(0, 1))
-                dealer.on_done(batch.number, n_done, seconds, data.draw(st.floats(0, 1)))
+                dealer.on_done(batch.number, n_done, seconds, data.draw(st.floats(0, 1)), late=data.draw(st.booleans()))
                 done[batch.job] += range(batch.start, batch.start + n_done)
         dealer.check_invariants()
     while dealer.has_waiting or dealer.flying:
@@ -93,6 +93,12 @@ def test_many_workers() -> None:
 def test_busy_rank_0() -> None:
     """If rank 0 looks only every 5 ms, workers with tasks of a millisecond are still busy most of the time."""
     assert efficiency([1e-3] * 20_000, 2, latency_s=5e-3) >= 0.75
+
+
+@pytest.mark.parametrize("n_workers", [2, 3, 8])
+def test_many_long_ones_behind_short_ones(n_workers: int) -> None:
+    """What was dealt on a wrong guess is shared out again, also what waits in other batches."""
+    assert efficiency([60e-6] * 3000 + [0.1] * 4 * n_workers, n_workers) >= 0.75
 
 
 def test_long_ones_behind_short_ones() -> None:

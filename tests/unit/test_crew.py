@@ -363,3 +363,12 @@ def test_initializer(farm: LocalFarm) -> None:
         with pytest.raises(std.BrokenExecutor):
             executor.map(abs, [1])
     hall.close()
+
+
+def test_shutdown_waits_for_what_another_thread_is_to_do(executor: Executor) -> None:
+    """A task that was submitted while another thread moved frames is run, although nobody has looked at it yet."""
+    executor.submit(abs, 0).result(LIMIT_S)
+    with executor._crew._lock:
+        futures = [executor.submit(abs, -i) for i in range(3)]
+    executor.shutdown()
+    assert [future.result(0) for future in futures] == [0, 1, 2]

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from taskfarm.errors import ProtocolError
-from taskfarm.scheduling.dealing import (
+from taskfarm.scheduling.dealing import Batch, Dealer
+from taskfarm.scheduling.lanes import (
     BATCH_BYTES,
     HANDLING_S,
     LOOK_AHEAD_BYTES,
     MAX_DEPTH,
     TARGET_S,
-    Batch,
-    Dealer,
     give_back_s,
     target_s,
 )
@@ -219,6 +218,28 @@ def test_large_items_leave_in_small_batches(dealer: Dealer) -> None:
     dealer.on_done(min(dealer.flying), 1, 1e-5, 0.0)
     assert {batch.stop - batch.start for batch in deal(dealer)} == {1}
     assert dealer.look_ahead(JOB) == 8
+
+
+def test_a_late_worker_is_told_that_this_is_known(dealer: Dealer) -> None:
+    """The first batch after a worker was late is fresh, later ones are not; one that is expected to be long says so."""
+    dealer.on_items(JOB, 100)
+    first, second = deal(dealer)
+    assert (first.is_fresh, first.is_long) == (False, False)
+    dealer.on_done(first.number, 1, 1.0, 0.0, late=True)
+    (batch,) = deal(dealer)
+    assert (batch.worker, batch.is_fresh, batch.is_long) == (first.worker, True, True)
+    dealer.on_unsent(batch.number)
+    (batch,) = deal(dealer)
+    assert batch.is_fresh
+    dealer.on_void(batch.number)
+    (batch,) = deal(dealer)
+    assert batch.is_fresh
+    dealer.on_done(batch.number, 0, 0.0, 0.0)
+    (batch,) = deal(dealer)
+    assert not batch.is_fresh
+    dealer.on_done(second.number, 1, 1.0, 0.0)
+    assert not any(one.is_fresh for one in deal(dealer))
+    dealer.check_invariants()
 
 
 def test_little_work_waits_for_an_idle_worker(dealer: Dealer) -> None:

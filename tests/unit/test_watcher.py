@@ -351,8 +351,9 @@ def test_lines_may_come_in_pieces(open_channel: OpenChannel) -> None:
 # The client's side
 
 
-def test_a_client_that_reaches_nobody_warns(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_reaches_nobody_warns(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """If rank 0 cannot be reached, one warning says what that means; reporting does not raise."""
+    monkeypatch.setattr("taskfarm.runtime.watcher.ENDING_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
     with caplog.at_level(logging.WARNING, logger="taskfarm"):
