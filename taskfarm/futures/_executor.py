@@ -178,10 +178,8 @@ class Executor(std.Executor):
             raise broken_type()(str(self._broken)) from self._broken
         if self._shutdown:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._nested is None:
-            self._crew.home.check()
-            if self._hall.closing:
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._nested is None and self._hall.closing:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     # Maps
 

@@ -19,6 +19,7 @@ from taskfarm.wire.frames import Buffer
 __all__ = ["Task", "TaskJob", "copied"]
 
 INITIALIZER_FAILED = "the initializer failed"
+_ONE_TASK = int(BatchOption.ONE_TASK)  # hot path: see `taskfarm.fast`
 
 
 class Task:
@@ -118,6 +119,8 @@ class TaskJob:
     # What the crew calls
 
     def pack(self, start: int, stop: int) -> Parcel | None:
+        if stop - start == 1:
+            return self._pack_one(start)
         option: int = BatchOption.TASKS
         bodies: list[Buffer] = []
         buffers: list[Buffer] = []
@@ -138,12 +141,17 @@ class TaskJob:
             for index in range(start, stop):
                 del self._tasks[index]
             return None
-        if len(bodies) == 1:
-            return Parcel(bodies[0], buffers, BatchOption.ONE_TASK, needs, borrows)
         if buffers:
             option |= BatchOption.BUFFERS
             return Parcel(pickle.dumps(list(zip(bodies, counts, strict=True)), 5), buffers, option, needs, borrows)
         return Parcel(pickle.dumps(bodies, 5), (), option, needs)
+
+    def _pack_one(self, index: int) -> Parcel | None:
+        task = self._tasks[index]
+        if not task.begin():
+            del self._tasks[index]
+            return None
+        return Parcel(task.body, task.buffers, _ONE_TASK, () if task.known is None else (task.known,), task.borrows)
 
     def on_results(self, start: int, results: Results) -> None:
         if not results.n:

@@ -29,7 +29,9 @@ __all__ = ["BatchReport", "BatchRunner", "read_report"]
 
 _TIMES = Struct("<dd")
 SLICE_S = 50e-6  # between two looks at the clock, which cost 0.3 us
-_HOW_LONG = BatchOption.LONG | BatchOption.FRESH
+# Hot path: see `taskfarm.fast`.
+_LONG, _FRESH, _ONE_TASK = int(BatchOption.LONG), int(BatchOption.FRESH), int(BatchOption.ONE_TASK)
+_TASKS, _CHUNKS, _STAR = int(BatchOption.TASKS), int(BatchOption.CHUNKS), int(BatchOption.STAR)
 SEND_PATIENCE_S = 5e-3  # for a reply that rank 0 does not take; a next batch may be long, and MPI would not move it
 
 
@@ -143,38 +145,38 @@ class BatchRunner:
         if job.fn is None:
             self._reply(frame.a, 0, job.reply, (0.0, gap_s), job.failure, ())
             return
-        option = frame.option & ~_HOW_LONG
-        if self._late and not frame.option & BatchOption.FRESH:  # dealt in the belief that this worker was not
+        option = frame.option & ~(_LONG | _FRESH)
+        if self._late and not frame.option & _FRESH:  # dealt in the belief that this worker was not
             self._reply(frame.a, 0, ReplyOption.RESULTS, (0.0, gap_s), b"", ())
             return
         self._late = False
         unit = 1
-        if option == BatchOption.ONE_TASK:
+        if option == _ONE_TASK:
             items = [(frame.body, frame.buffers, self)]
         else:
-            read = _read_tasks if option & BatchOption.TASKS else unpack
+            read = _read_tasks if option & _TASKS else unpack
             outcome = self._run_user_code(read, *self._source(frame))
             if outcome.exception is not None:
                 failure = self._encode(outcome.exception)
                 self._reply(frame.a, 0, ReplyOption.UNREADABLE, (0.0, gap_s), failure, ())
                 return
-            items, unit = outcome.value if option & BatchOption.CHUNKS else (outcome.value, 1)
+            items, unit = outcome.value if option & _CHUNKS else (outcome.value, 1)
             del outcome
-        calls: Iterator[Any] = starmap(job.fn, items) if option & BatchOption.STAR else map(job.fn, items)
+        calls: Iterator[Any] = starmap(job.fn, items) if option & _STAR else map(job.fn, items)
         results, failures = self._run_items(calls, len(items), started + self._give_back_s, unit)
         del items, calls
         n_done = len(results)
         reply, packed = pack_results(results, failures, self._encode)
         del results
         self._ended = time.monotonic()
-        if self._ended - started >= self._give_back_s and not frame.option & BatchOption.LONG:
+        if self._ended - started >= self._give_back_s and not frame.option & _LONG:
             self._late = True
             reply |= ReplyOption.LATE
         self._reply(frame.a, n_done, reply, (self._ended - started, gap_s), packed.body, packed.buffers)
         flush_output()  # while the reply is on its way
 
     def _source(self, frame: Frame) -> tuple[Any, ...]:
-        if frame.option & BatchOption.TASKS:
+        if frame.option & _TASKS:
             return frame.body, frame.buffers, bool(frame.option & BatchOption.BUFFERS), self
         return frame.body, frame.buffers
 

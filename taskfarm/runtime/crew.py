@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 FOLLOW_S = 0.01  # between two tries of a waiting thread to lead; the leader notifies it of results sooner
 LOOK_EVERY_S = 200e-6  # calls in quick succession do not each look for results
+# Hot path: see `taskfarm.fast`.
+_APART, _LATE, _LONG, _FRESH = ReplyOption.APART, ReplyOption.LATE, int(BatchOption.LONG), int(BatchOption.FRESH)
 _MISSES = 2  # a first MPI probe may only make progress and let the second one see the message (MPICH 5)
 
 
@@ -345,7 +347,7 @@ class Crew:
         worker, send = batch.worker, self.transport.send
         for missing in self._supplies.missing(worker, job, parcel):
             send(worker, missing)
-        option = parcel.option | (batch.is_long and BatchOption.LONG) | (batch.is_fresh and BatchOption.FRESH)
+        option = parcel.option | batch.is_long * _LONG | batch.is_fresh * _FRESH
         frame = Frame(Kind.BATCH, batch.number, job.number, option, parcel.body, parcel.buffers)
         if parcel.borrows:
             self.transport.send_or_copy(worker, frame)
@@ -359,10 +361,10 @@ class Crew:
             raise ProtocolError(f"batch {frame.a} is not under way at rank {source}")
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
-        late, form = bool(frame.option & ReplyOption.LATE), frame.option & ~ReplyOption.LATE
-        if form <= ReplyOption.APART:
+        late, form = frame.option & _LATE, frame.option & ~_LATE
+        if form <= _APART:
             results = Results(frame.b, report.body, frame.buffers, form)
-            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes, late)
+            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes, bool(late))
             if job is not None:
                 job.on_results(batch.start, results)
             return

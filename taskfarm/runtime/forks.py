@@ -8,6 +8,8 @@ from taskfarm.errors import UsageError
 
 __all__ = ["Home"]
 
+_getpid = os.getpid  # hot path: see `taskfarm.fast`
+
 
 class Home:
     """The process in which something was made.
@@ -29,7 +31,7 @@ class Home:
 
     def check(self) -> None:
         """Raise `UsageError` in a forked child: its messages would mix with those of its parent."""
-        if self.is_left:
+        if _getpid() != self._pid:
             raise UsageError(
                 f"{self._what} is used in a forked child of the process that made it: only that process can talk to "
                 "the workers; have the child return what is to be submitted, or make it in the child only"
