@@ -210,8 +210,7 @@ class Crew:
     @property
     def is_busy(self) -> bool:
         """Whether anything is under way."""
-        under_way = self.dealer.flying and self.broken is None
-        return not self.closed and bool(under_way or self._inbox or self._deliveries)
+        return not self.closed and bool((self.dealer.flying and not self.broken) or self._inbox or self._deliveries)
 
     # With the lock held
 
