@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,9 +17,11 @@ from taskfarm.futures._ending import end_work, finish, note_broken
 from taskfarm.futures._future import Future, broken_type
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
+from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._progress import Progress, items_in, shown
 from taskfarm.futures._tasks import Task, TaskJob, copied
 from taskfarm.futures._threads import initialize_worker, threads_per_worker
+from taskfarm.futures._views import OptionTaker
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall, hall_of, part_ranks
 from taskfarm.runtime.functions import KnownFunction
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Executor(std.Executor):
+class Executor(OptionTaker, std.Executor):
     """A `concurrent.futures.Executor` whose workers are the ranks of the MPI job, or processes of its own.
 
     Under ``taskfarm run``, ``mpiexec`` or ``srun`` the ranks part here, where the script makes its first executor:
@@ -165,6 +167,14 @@ class Executor(std.Executor):
         else:
             self._crew.post(partial(self._tasks.add, future, packed, known))
         return future
+
+    def _submit_with(
+        self, options: TaskOptions, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> std.Future[T]:
+        """Submit for a view."""
+        if not options.is_placed:
+            return self.submit(fn, *args, **kwargs)
+        raise NotImplementedError("placed tasks come next")
 
     def _submit_large(self, future: Future[Any], packed: Packed, known: KnownFunction | None) -> None:
         """Send a task with raw buffers from their own memory if a worker is free, else copy them."""
