@@ -22,8 +22,9 @@ Nothing here knows the time; what took how long comes in as an argument.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+import math
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from taskfarm.errors import ProtocolError
@@ -66,8 +67,83 @@ class Batch(NamedTuple):
     worker: int
     start: int
     stop: int
-    is_long: bool = False
-    is_fresh: bool = False
+
+
+class _Lane:
+    """What is known of one worker."""
+
+    __slots__ = ("dealt", "first", "flying_s", "index", "least", "n_flying", "rested", "until", "way_s", "worker")
+
+    def __init__(self, worker: int, index: int) -> None:
+        self.worker = worker
+        self.index = index
+        self.least = 1  # batches that may be under way however long they take
+        self.n_flying = 0
+        self.flying_s = 0.0  # how long these should take
+        self.rested = True  # there was nothing for it to do
+        self.first = 0  # number of the batch that ended that
+        self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
+        self.dealt = 0.0  # when the last batch was dealt
+        self.until = math.inf  # held: only what should end by then is dealt to it, one batch at a time
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more batch should be on its way."""
+        return self.n_flying < self.least or (self.flying_s < self.way_s and self.n_flying < MAX_DEPTH)
+
+
+class _Job:
+    """What is known of one job."""
+
+    __slots__ = (
+        "item_bytes", "largest", "n_flying", "n_items", "n_waiting", "n_workers", "number", "seconds", "unit",
+        "waiting", "weight",
+    )  # fmt: skip
+
+    def __init__(self, number: int, n_workers: int, unit: int) -> None:
+        self.number = number
+        self.n_workers = n_workers
+        self.unit = unit
+        self.item_bytes = 1.0
+        self.n_items = 0
+        self.n_waiting = 0
+        self.n_flying = 0
+        self.waiting: deque[tuple[int, int]] = deque()
+        self.seconds = 0.0
+        self.weight = 0.0
+        self.largest = 1
+
+    def task_s(self) -> float | None:
+        """Return the seconds that an item takes, None while that is not known."""
+        return max(self.seconds / self.weight, SHORTEST_S) if self.weight else None
+
+    def expected_s(self, n: int) -> float:
+        """Return how long a batch of `n` items should keep a worker busy, for deciding whether to send another one."""
+        task_s = self.task_s()
+        return UNKNOWN_S if task_s is None else max(n * task_s, HANDLING_S)
+
+    def is_small(self) -> bool:
+        """Tell whether all that waits is not worth a message to a worker that has something to do."""
+        return bool(self.weight) and self.n_waiting * self.seconds < HANDLING_S * self.weight
+
+    def batch_size(self) -> int:
+        """Return the number of items that the next batch should have."""
+        task_s = self.task_s()
+        if task_s is None:
+            return self.unit
+        wanted = min(int(target_s(self.n_workers) / task_s), GROWTH * self.largest, int(BATCH_BYTES / self.item_bytes))
+        share = -(-self.n_waiting // (SHARES * self.n_workers))
+        size = min(wanted, max(share, int(HANDLING_S / task_s)))
+        return max(size // self.unit, 1) * self.unit  # one item may be larger than a batch
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Remove up to `size` consecutive items from those that wait, and return where they start and stop."""
+        start, stop = self.waiting.popleft()
+        if stop - start > size:
+            self.waiting.appendleft((start + size, stop))
+            stop = start + size
+        self.n_waiting -= stop - start
+        return start, stop
 
 
 class Dealer:
@@ -85,11 +161,13 @@ class Dealer:
     """
 
     def __init__(self, workers: Iterable[int]) -> None:
-        self._lanes = {worker: Lane(worker, index) for index, worker in enumerate(workers)}
-        self._idle: OrderedDict[int, Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
-        self._roomy: OrderedDict[int, Lane] = OrderedDict()  # busy, with room for one more batch
-        self._jobs: dict[int, Job] = {}
-        self._turn: OrderedDict[int, Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
+        self._lanes = {worker: _Lane(worker, index) for index, worker in enumerate(workers)}
+        self._idle: OrderedDict[int, _Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
+        self._roomy: OrderedDict[int, _Lane] = OrderedDict()  # busy, with room for one more batch
+        self._jobs: dict[int, _Job] = {}
+        self._holes: OrderedDict[int, _Lane] = OrderedDict()  # held and idle, and may be dealt what ends soon
+        self.newly_idle: list[int] = []  # held workers that have nothing to do any more, for whoever holds them
+        self._turn: OrderedDict[int, _Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
         self._n_dealt = 0
         self._plans: dict[int, tuple[float, float]] = {}  # seconds expected for a batch, and for those before it
         self.flying: dict[int, Batch] = {}
@@ -209,13 +287,13 @@ class Dealer:
 
     # Decisions
 
-    def deal(self) -> Iterator[Batch]:
-        """Yield, one by one, the batches that should leave now."""
+    def deal(self, now: float = 0.0) -> Iterator[Batch]:
+        """Yield, one by one, the batches that should leave `now` (seconds; it matters only for held workers)."""
         passed = 0
-        while self._turn and passed < len(self._turn) and (self._idle or self._roomy):
+        while self._turn and passed < len(self._turn) and (self._idle or self._roomy or self._holes):
             number, job = self._turn.popitem(last=False)
             self._turn[number] = job
-            lane = self._pick(job)
+            lane = self._pick(job) or self._pick_hole(job, now)
             if lane is None or (lane.n_flying and job.is_small()):
                 passed += 1
                 continue
@@ -233,6 +311,7 @@ class Dealer:
             job.n_flying += 1
             lane.n_flying += 1
             lane.flying_s += expected_s
+            lane.dealt = now
             if lane.rested:
                 lane.rested = False
                 lane.first = batch.number
@@ -260,8 +339,39 @@ class Dealer:
         return 0 if job is None else job.n_waiting
 
     def n_busy(self) -> int:
-        """Return the number of workers that have something to do."""
+        """Return the number of workers that have something to do, or are held for something."""
         return len(self._lanes) - len(self._idle)
+
+    # Workers that somebody else needs
+
+    def hold(self, worker: int, until: float = -math.inf) -> None:
+        """Deal nothing more to `worker`, but for single batches that should end by `until` (seconds)."""
+        lane = self._lanes[worker]
+        lane.until = until
+        self._place(lane)
+
+    def release(self, worker: int) -> None:
+        """Deal to `worker` again."""
+        self.hold(worker, math.inf)
+
+    def is_held(self, worker: int) -> bool:
+        """Tell whether `worker` is held."""
+        return self._lanes[worker].until < math.inf
+
+    def is_idle(self, worker: int) -> bool:
+        """Tell whether nothing is under way to `worker`."""
+        return not self._lanes[worker].n_flying
+
+    def idle(self) -> Collection[int]:
+        """Return the workers that have nothing to do and are not held; live."""
+        return self._idle
+
+    def ready_at(self, worker: int, now: float) -> float:
+        """Return when (seconds) `worker` should have done what is under way to it; infinite if nobody knows."""
+        lane = self._lanes[worker]
+        if lane.flying_s >= UNKNOWN_S:
+            return math.inf
+        return max(now, lane.dealt + lane.flying_s) if lane.n_flying else now
 
     def task_s(self, number: int) -> float | None:
         """Return the measured seconds per item of a job, None while there is no measurement."""
@@ -272,8 +382,10 @@ class Dealer:
         for lane in self._lanes.values():
             flying = sum(batch.worker == lane.worker for batch in self.flying.values())
             assert flying == lane.n_flying
-            assert (lane.worker in self._idle) == (not lane.n_flying)
-            assert (lane.worker in self._roomy) == (lane.n_flying > 0 and lane.has_room)
+            is_held = lane.until < math.inf
+            assert (lane.worker in self._idle) == (not lane.n_flying and not is_held)
+            assert (lane.worker in self._roomy) == (lane.n_flying > 0 and lane.has_room and not is_held)
+            assert (lane.worker in self._holes) == (not lane.n_flying and -math.inf < lane.until < math.inf)
             assert 1 <= lane.least <= 2
             assert lane.n_flying <= MAX_DEPTH
         for number, job in self._jobs.items():
@@ -316,13 +428,34 @@ class Dealer:
                     return lane
         return None
 
-    def _replace(self, batch: Batch) -> None:
-        """Place the worker of a batch that was perhaps never sent: if it was to be the fresh one, the next one is."""
-        lane = self._lanes[batch.worker]
-        lane.was_late |= batch.is_fresh
-        self._place(lane)
+    def _pick_hole(self, job: _Job, now: float) -> _Lane | None:
+        """Return a held worker that would be through with a batch of `job` in time."""
+        if self._holes and job.task_s() is not None:
+            end = now + job.expected_s(min(job.batch_size(), job.n_waiting))
+            for lane in self._holes.values():
+                if lane.index < job.n_workers and end <= lane.until:
+                    return lane
+        return None
 
-    def _place(self, lane: Lane) -> None:
+    def _place_held(self, lane: _Lane) -> None:
+        self._idle.pop(lane.worker, None)
+        self._roomy.pop(lane.worker, None)
+        if lane.n_flying:
+            self._holes.pop(lane.worker, None)
+            return
+        lane.rested = True
+        lane.least = 1
+        self.newly_idle.append(lane.worker)
+        if lane.until > -math.inf:
+            self._holes.setdefault(lane.worker, lane)
+        else:
+            self._holes.pop(lane.worker, None)
+
+    def _place(self, lane: _Lane) -> None:
+        if lane.until < math.inf:
+            self._place_held(lane)
+            return
+        self._holes.pop(lane.worker, None)
         if lane.n_flying == 0:
             self._roomy.pop(lane.worker, None)
             self._idle.setdefault(lane.worker, lane)

@@ -22,7 +22,8 @@ def test_one_name_stands_for_several() -> None:
     ("option", "value"),
     [
         ("ranks", 0), ("ranks", True), ("ranks", 2.0), ("results", "last"),
-        ("hosts", []), ("hosts", 7), ("hosts", [""]), ("ranks_in", -1), ("ranks_in", True), ("ranks_in", ()), ("ranks_in", ["1"]), ("tags", [3]), ("tags", ""),
+        ("hosts", []), ("hosts", 7), ("hosts", [""]), ("tags", [3]), ("tags", ""),
+        ("ranks_in", -1), ("ranks_in", True), ("ranks_in", ()), ("ranks_in", ["1"]),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_named(option: str, value: object) -> None:
