@@ -21,7 +21,7 @@ from taskfarm.errors import (
 from taskfarm.ids import ObjectId
 
 if TYPE_CHECKING:
-    from taskfarm.futures import Executor, ExecutorBrokenError, Pool, as_completed, wait
+    from taskfarm.futures import Executor, ExecutorBrokenError, Pool, as_completed, task_comm, wait
 
 __version__ = "0.1.0"
 
@@ -39,10 +39,11 @@ __all__ = [
     "WorkerLostError",
     "__version__",
     "as_completed",
+    "task_comm",
     "wait",
 ]
 
-_OF_FUTURES = frozenset({"Executor", "ExecutorBrokenError", "Pool", "as_completed", "wait"})
+_OF_FUTURES = frozenset({"Executor", "ExecutorBrokenError", "Pool", "as_completed", "task_comm", "wait"})
 
 
 def __getattr__(name: str) -> Any:

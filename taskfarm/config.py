@@ -6,7 +6,7 @@ Nothing is read at import: a session calls `Config.from_environment` once, when 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from taskfarm.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-__all__ = ["Config", "OnError", "Receive"]
+__all__ = ["Config", "OnError", "Receive", "parse_tag"]
 
 
 class _Choice(Enum):
@@ -85,6 +85,10 @@ class Config:
     blas_threads : int or None
         ``TASKFARM_BLAS_THREADS``: threads that numerical libraries may use in a task of the executor; 0 leaves them
         alone, by default it is the worker's share of its host's cores.
+    tags : frozenset of str
+        ``TASKFARM_TAGS``: tags of this rank, separated by commas.
+    rank_tags : mapping of int to frozenset of str
+        ``TASKFARM_RANK_TAGS``: tags of ranks, as ``gpu=1,3;bigmem=4-7``; what ``taskfarm run --tag`` sets.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -96,6 +100,8 @@ class Config:
     doorbell: bool = True
     receive: Receive | None = None
     blas_threads: int | None = None
+    tags: frozenset[str] = frozenset()
+    rank_tags: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -120,6 +126,8 @@ class Config:
             doorbell=_flag(environ, "TASKFARM_DOORBELL", default.doorbell),
             receive=Receive.parse(receive, "TASKFARM_RECEIVE") if receive else default.receive,
             blas_threads=_count(environ, "TASKFARM_BLAS_THREADS"),
+            tags=frozenset(filter(None, map(str.strip, environ.get("TASKFARM_TAGS", "").split(",")))),
+            rank_tags=_rank_tags(environ.get("TASKFARM_RANK_TAGS", "")),
         )
 
 
@@ -152,3 +160,24 @@ def _count(environ: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise UsageError(f"{name}={text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def _rank_tags(text: str) -> dict[int, frozenset[str]]:
+    found: dict[int, set[str]] = {}
+    for part in filter(None, text.split(";")):
+        tag, ranks = parse_tag(part, "TASKFARM_RANK_TAGS")
+        for rank in ranks:
+            found.setdefault(rank, set()).add(tag)
+    return {rank: frozenset(tags) for rank, tags in found.items()}
+
+
+def parse_tag(text: str, source: str) -> tuple[str, list[int]]:
+    """Return the tag and the ranks of ``tag=1,3,5-7``, or raise `UsageError` naming `source`."""
+    tag, _, numbers = text.partition("=")
+    ranks: list[int] = []
+    for part in numbers.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or not tag.strip() or set(tag) & set(",;"):
+            raise UsageError(f"{source} {text!r} is not of the form tag=1,3,5-7 (ranks, and ranges of ranks)")
+        ranks += range(int(first), int(last or first) + 1)
+    return tag.strip(), ranks

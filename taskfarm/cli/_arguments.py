@@ -10,7 +10,7 @@ from taskfarm.compat import STAND_INS
 
 __all__ = ["new_parser", "split_program"]
 
-_OPTIONS_WITH_VALUE = ("-n", "-np", "--ranks", "--mpiexec", "--replace")
+_OPTIONS_WITH_VALUE = ("-n", "-np", "--ranks", "--mpiexec", "--replace", "--tag")
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def new_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a Python script or module on many ranks",
-        usage="taskfarm run [-n N] [--mpiexec CMD] [--replace NAME]... [--dry-run] [-v] "
+        usage="taskfarm run [-n N] [--mpiexec CMD] [--replace NAME]... [--tag TAG=RANKS]... [--dry-run] [-v] "
         "(script.py | -m module) [args ...]",
         description="Run a Python program on every one of N ranks, with the launcher that fits the MPI library which "
         "mpi4py loads. The exit status is the program's. Inside a job that mpiexec or srun has started already, run "
@@ -37,6 +37,13 @@ def new_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="put taskfarm in the place of this module; may be repeated. Known: " + ", ".join(STAND_INS),
+    )
+    run.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="TAG=RANKS",
+        help="give ranks a tag, for tasks of an executor that ask for it (gpu=1,3 or bigmem=4-7); may be repeated",
     )
     run.add_argument("--dry-run", "--print-command", action="store_true", help="print the command and exit")
     run.add_argument("-v", "--verbose", action="store_true", help="print the command to stderr, then run it")

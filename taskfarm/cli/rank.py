@@ -1,4 +1,4 @@
-"""The program of every rank: ``python -m taskfarm.cli.rank [--replace NAME]... (script.py | -m module) [args ...]``.
+"""The program of every rank: ``python -m taskfarm.cli.rank [--replace NAME]... [--tag TAG=RANKS]... program``.
 
 It gets control before anything imports mpi4py. All ranks run the same program; workers part from rank 0 inside it,
 where it imports or calls a face of taskfarm.
@@ -15,7 +15,7 @@ from taskfarm import compat
 from taskfarm.errors import UsageError
 from taskfarm.runtime import boot
 
-__all__ = ["run_on_this_rank"]
+__all__ = ["run_on_this_rank", "set_tags"]
 
 
 def main(words: Sequence[str]) -> NoReturn:
@@ -25,9 +25,23 @@ def main(words: Sequence[str]) -> NoReturn:
     while rest[:1] == ["--replace"] and len(rest) > 1:
         replaced.append(rest[1])
         del rest[:2]
+    tags: list[str] = []
+    while rest[:1] == ["--tag"] and len(rest) > 1:
+        tags.append(rest[1])
+        del rest[:2]
+    set_tags(tags)
     if not rest or rest == ["-m"]:
-        raise SystemExit("usage: python -m taskfarm.cli.rank [--replace NAME]... (script.py | -m module) [args ...]")
+        raise SystemExit(
+            "usage: python -m taskfarm.cli.rank [--replace NAME]... [--tag TAG=RANKS]... "
+            "(script.py | -m module) [args ...]"
+        )
     run_on_this_rank(replaced, rest)
+
+
+def set_tags(tags: Sequence[str]) -> None:
+    """Add what ``--tag`` says of ranks to what the environment says; launchers do not pass variables to all hosts."""
+    if tags:
+        os.environ["TASKFARM_RANK_TAGS"] = ";".join([*filter(None, [os.environ.get("TASKFARM_RANK_TAGS")]), *tags])
 
 
 def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> NoReturn:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 
 from taskfarm import compat
+from taskfarm.config import parse_tag
 from taskfarm.errors import UsageError
 from taskfarm.runtime.launch import (
     LaunchPlan,
@@ -37,14 +38,19 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     for name in options.replace:
         if name not in compat.STAND_INS:
             raise UsageError(f"--replace {name!r}: no such stand-in; known are {', '.join(sorted(compat.STAND_INS))}")
+    for text in options.tag:
+        parse_tag(text, "--tag")
     if not options.dry_run and _is_rank_already(options.ranks):
-        from taskfarm.cli.rank import run_on_this_rank  # not needed by the launching process
+        from taskfarm.cli.rank import run_on_this_rank, set_tags  # not needed by the launching process
+
+        set_tags(options.tag)
 
         _refuse_wrong_launcher()
         run_on_this_rank(options.replace, program)
     _check_program(program, options.replace)
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
-    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *stand_ins, *program]
+    tags = [word for text in options.tag for word in ("--tag", text)]
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *stand_ins, *tags, *program]
     plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here())
     if options.dry_run:
         print(plan.shell_line())

@@ -31,8 +31,11 @@ from taskfarm.futures._comm import MPICommExecutor, get_comm_workers
 from taskfarm.futures._executor import Executor
 from taskfarm.futures._future import ExecutorBrokenError, Future
 from taskfarm.futures._mpi4py import MPIPoolExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._pool import AsyncResult, Pool
 from taskfarm.futures._progress import as_completed
+from taskfarm.futures._task_comm import task_comm
+from taskfarm.futures._views import ExecutorView
 
 __all__ = [
     "ALL_COMPLETED",
@@ -43,12 +46,14 @@ __all__ = [
     "CancelledError",
     "Executor",
     "ExecutorBrokenError",
+    "ExecutorView",
     "Future",
     "InvalidStateError",
     "MPICommExecutor",
     "MPIPoolExecutor",
     "Pool",
     "ProcessPoolExecutor",
+    "TaskOptions",
     "ThreadPoolExecutor",
     "TimeoutError",
     "as_completed",
@@ -56,6 +61,7 @@ __all__ = [
     "compose",
     "get_comm_workers",
     "register_joblib_backend",
+    "task_comm",
     "wait",
 ]
 

@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from taskfarm.runtime.work import pack_work
-from taskfarm.wire.codec import Packed, pack
+from taskfarm.wire.codec import Packed, empty_buffer, pack
+from taskfarm.wire.frames import Buffer
 
-__all__ = ["check_sizes", "fail_unpicklable", "pack_function"]
+__all__ = ["check_sizes", "copied", "copy_of", "fail_unpicklable", "pack_function"]
 
 
 def check_sizes(chunksize: int | None, buffersize: int | None) -> None:
@@ -35,3 +36,15 @@ def fail_unpicklable(future: Future[Any], fn: Any, args: Any, kwargs: Any) -> No
         pack_work("submit", fn, args, kwargs)
     except Exception as exc:  # noqa: BLE001
         future.set_exception(exc.__cause__ or exc)
+
+
+def copied(packed: Packed) -> Packed:
+    """Return `packed` with buffers of its own, so that the caller may change the arrays that they were taken from."""
+    return Packed(packed.body, [copy_of(buffer) for buffer in packed.buffers]) if packed.buffers else packed
+
+
+def copy_of(buffer: Buffer) -> memoryview:
+    """Return the content of `buffer` in memory of its own."""
+    copy = empty_buffer(len(buffer))
+    copy[:] = buffer
+    return copy

@@ -8,18 +8,17 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from taskfarm.futures._arguments import check_sizes, fail_unpicklable, pack_function
+from taskfarm.futures._arguments import check_sizes, copied, fail_unpicklable, pack_function
 from taskfarm.futures._ending import end_work, finish, note_broken
 from taskfarm.futures._future import Future, broken_type
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
-from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._progress import Progress, items_in, shown
-from taskfarm.futures._tasks import Task, TaskJob, copied
+from taskfarm.futures._tasks import Task, TaskJob
 from taskfarm.futures._threads import initialize_worker, threads_per_worker
 from taskfarm.futures._views import OptionTaker
 from taskfarm.runtime.crew import Crew
@@ -167,14 +166,6 @@ class Executor(OptionTaker, std.Executor):
         else:
             self._crew.post(partial(self._tasks.add, future, packed, known))
         return future
-
-    def _submit_with(
-        self, options: TaskOptions, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> std.Future[T]:
-        """Submit for a view."""
-        if not options.is_placed:
-            return self.submit(fn, *args, **kwargs)
-        raise NotImplementedError("placed tasks come next")
 
     def _submit_large(self, future: Future[Any], packed: Packed, known: KnownFunction | None) -> None:
         """Send a task with raw buffers from their own memory if a worker is free, else copy them."""

@@ -6,17 +6,19 @@ import pickle
 from collections.abc import Callable, Sequence
 
 from taskfarm.errors import RankFailure
+from taskfarm.futures._arguments import copy_of
 from taskfarm.futures._future import AnyFuture, broken
+from taskfarm.futures._placed import PlacedTask, PlacedTasks
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Initializer, Parcel
 from taskfarm.runtime.options import BatchOption
 from taskfarm.runtime.results import Results
 from taskfarm.runtime.runner import exception_of
-from taskfarm.wire.codec import Packed, empty_buffer
+from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["Task", "TaskJob", "copied"]
+__all__ = ["Task", "TaskJob"]
 
 INITIALIZER_FAILED = "the initializer failed"
 _ONE_TASK = int(BatchOption.ONE_TASK)  # hot path: see `taskfarm.fast`
@@ -50,7 +52,7 @@ class Task:
         if self.borrows:
             self.borrows = False
             if not self.sent:
-                self.buffers = [_copy(buffer) for buffer in self.buffers]
+                self.buffers = [copy_of(buffer) for buffer in self.buffers]
 
 
 class TaskJob:
@@ -77,14 +79,21 @@ class TaskJob:
         self.initializer = initializer
         self._crew = crew
         self._tell_broken = on_broken
+        self.placed: PlacedTasks | None = None
         self._tasks: dict[int, Task] = {}
         self._n_added = 0
         self._error: BaseException | None = None  # of the executor
 
+    def placed_tasks(self, n_workers: int) -> PlacedTasks:
+        """Return those of the executor's tasks that need several of its workers, or particular ones."""
+        if self.placed is None:
+            self.placed = PlacedTasks(self._crew, self, n_workers, self.on_broken)
+        return self.placed
+
     @property
     def is_idle(self) -> bool:
         """Whether every future has ended and has been told so."""
-        return not self._tasks
+        return not self._tasks and (self.placed is None or self.placed.is_idle)
 
     def add(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> Task:
         """Take one more task, (`known` or function, args, kwargs); with the crew's lock held."""
@@ -105,7 +114,9 @@ class TaskJob:
             task = self._tasks.get(index)
             if task is not None and task.sent:  # given back by a worker, but running as far as others can see
                 again.append(index)
-        waiting = [self._tasks.pop(index) for index in indices if index not in set(again)]
+        waiting: list[Task | PlacedTask] = [self._tasks.pop(index) for index in indices if index not in set(again)]
+        if self.placed is not None:
+            waiting += self.placed.cancel_waiting()
         self._crew.deliver_later(lambda: _cancel(waiting))
         self._put_back(again)
 
@@ -169,6 +180,8 @@ class TaskJob:
         error = broken(failure, INITIALIZER_FAILED if isinstance(failure, RankFailure) else "the executor is broken")
         self._error = error
         self._crew.end_job(self)
+        if self.placed is not None:
+            self.placed.break_all(error)
         indices = list(self._tasks)
         self._crew.deliver_later(lambda: self._tell_broken(error))
         self._crew.deliver_later(lambda: self._fail(indices, error))
@@ -199,18 +212,7 @@ class TaskJob:
                 self._tasks.pop(index, None)
 
 
-def _cancel(tasks: Sequence[Task]) -> None:
+def _cancel(tasks: Sequence[Task | PlacedTask]) -> None:
     for task in tasks:
         if task.future.cancel():
             task.begin()  # tells those who wait
-
-
-def copied(packed: Packed) -> Packed:
-    """Return `packed` with buffers of its own, so that the caller may change the arrays that they were taken from."""
-    return Packed(packed.body, [_copy(buffer) for buffer in packed.buffers]) if packed.buffers else packed
-
-
-def _copy(buffer: Buffer) -> memoryview:
-    copy = empty_buffer(len(buffer))
-    copy[:] = buffer
-    return copy

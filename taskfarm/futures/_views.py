@@ -19,6 +19,9 @@ from taskfarm.futures._options import OptionChanges, TaskOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
 
+    from taskfarm.futures._nested import NestedExecutor
+    from taskfarm.futures._tasks import TaskJob
+
 __all__ = ["ExecutorView", "HasOptions", "OptionTaker"]
 
 T = TypeVar("T")
@@ -71,6 +74,11 @@ class HasOptions:
 class OptionTaker(HasOptions):
     """An executor, as far as its views know it."""
 
+    submit: Callable[..., std.Future[Any]]
+    _nested: NestedExecutor | None
+    _tasks: TaskJob
+    _n_workers: int
+
     @property
     def num_workers(self) -> int:
         """Number of workers."""
@@ -79,10 +87,21 @@ class OptionTaker(HasOptions):
     def _base(self) -> tuple[OptionTaker, TaskOptions]:
         return self, TaskOptions()
 
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
     def _submit_with(
         self, options: TaskOptions, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> std.Future[T]:
-        raise NotImplementedError
+        """Submit for a view."""
+        if not options.is_placed:
+            return self.submit(fn, *args, **kwargs)
+        self._check_open()
+        if self._nested is not None:
+            raise UsageError(
+                "a task with ranks, hosts or tags needs workers: inside a task, and with threads, are none"
+            )
+        return self._tasks.placed_tasks(self._n_workers).submit(options, fn, args, kwargs)
 
 
 class ExecutorView(HasOptions):

@@ -133,6 +133,13 @@ class BatchRunner:
         """Drop the function of a job."""
         self._jobs.pop(frame.a, None)
 
+    def failure_of_job(self, number: int) -> _Job | None:
+        """Return why nothing of a job can be run here, None if it can; `ProtocolError` if it is not known."""
+        job = self._jobs.get(number)
+        if job is None:
+            raise ProtocolError(f"job {number} is not known here")
+        return job if job.fn is None else None
+
     # Batches
 
     def on_batch(self, source: int, frame: Frame) -> None:

@@ -49,12 +49,18 @@ class Controller(Endpoint):
 
     Attributes
     ----------
+    hosts : dict of int to str
+        Host of each worker rank.
+    tags : dict of int to frozenset of str
+        The tags that worker ranks were given.
     before_end : callable or None
         Called before the session ends, while its workers still serve.
     """
 
     def __init__(self, transport: Transport, hosts: Mapping[int, str], surroundings: Surroundings) -> None:
         super().__init__(transport, surroundings, 0)
+        self.hosts = dict(hosts)
+        self.tags: dict[int, frozenset[str]] = {}
         self.farm = Farm(hosts, [surroundings.host])
         self.caller = Caller(self, sorted(hosts), surroundings, self._drain_for_call)
         self._workers = sorted(hosts)
@@ -112,6 +118,36 @@ class Controller(Endpoint):
             self.transport.send(rank, new_tuple(Frame, (_SPAWN, number, 1, wanted, body, buffers)), borrowed=True)
         if buffers:
             self.transport.complete_sends(math.inf, self.handle)
+        return assigned
+
+    def spawn_group(
+        self,
+        pack: Callable[[int, Sequence[int]], Packed],
+        count: int,
+        hosts: Collection[str] | None,
+        wanted: Callable[[int], int],
+    ) -> list[Assignment]:
+        """Run work as tasks in exactly `count` free slots, or not at all.
+
+        Parameters
+        ----------
+        pack : callable
+            ``pack(number, ranks)`` returns the work, given the number of the first task and the ranks.
+        count, hosts
+            See `Farm.assign_group`.
+        wanted : callable
+            What is wanted of the result of the task with this rank in the group.
+        """
+        if self.current_call:
+            raise UsageError(f"spawnGroup inside call {self.current_call}: the workers are busy with the call")
+        self.caller.before_task()
+        assigned = self.farm.assign_group(count, hosts)
+        if assigned:
+            body, buffers = pack(assigned[0].number, [rank for rank, _ in assigned])
+        for index, (rank, number) in enumerate(assigned):
+            frame = Frame(_SPAWN, number, 1, wanted(index), body, buffers)
+            self.transport.send(rank, frame, borrowed=True)
+        self.transport.complete_sends(math.inf, self.handle)
         return assigned
 
     def take_letter(self, deadline: float, rank: int | None = None) -> Letter | None:

@@ -36,6 +36,7 @@ from taskfarm.runtime.jobs import Job, Parcel, Supplies
 from taskfarm.runtime.options import BatchOption
 from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import decode_failure, run
+from taskfarm.runtime.team_desk import TeamDesk
 from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.transport.base import raise_if_interrupted
 from taskfarm.wire.frames import Frame, Kind
@@ -78,10 +79,11 @@ class Crew:
         self._changed = threading.Condition()
         self._n_followers = 0
         self._jobs: dict[int, Job] = {}
-        self._supplies = Supplies(workers)
+        self.supplies = Supplies(workers)
         self._numbers = count(1)
         self.functions = FunctionBook(self.new_number)
         self._looked_at = -math.inf
+        self.desk = TeamDesk(self, controller)
         controller.add_handler(Kind.BATCH_DONE, self._on_batch_done)
 
     # From any thread
@@ -109,7 +111,7 @@ class Crew:
                     if now - self._looked_at >= LOOK_EVERY_S:
                         self._looked_at = now
                         self._take_in(_MISSES)
-                if self.dealer.has_waiting:
+                if self.dealer.has_waiting or self.desk.is_used:
                     self._send_batches()
         finally:
             self._lock.release()
@@ -182,7 +184,7 @@ class Crew:
 
     def is_at_rest(self) -> bool:
         """Tell whether no item is under way or waiting, or ever will be."""
-        return self.broken is not None or not (self.dealer.flying or self.dealer.has_waiting)
+        return self.broken is not None or not (self.dealer.flying or self.dealer.has_waiting or self.desk.is_busy)
 
     def close(self) -> None:
         """Move nothing any more: the workers are about to be sent away."""
@@ -210,7 +212,8 @@ class Crew:
     @property
     def is_busy(self) -> bool:
         """Whether anything is under way."""
-        return not self.closed and bool((self.dealer.flying and not self.broken) or self._inbox or self._deliveries)
+        under_way = (self.dealer.flying or self.desk.is_busy) and self.broken is None
+        return not self.closed and bool(under_way or self._inbox or self._deliveries)
 
     # With the lock held
 
@@ -237,7 +240,7 @@ class Crew:
 
     def forget(self, number: int) -> None:
         """Let the workers drop the function of a job, or the outcome of an initializer."""
-        for worker in self._supplies.forget(number):
+        for worker in self.supplies.forget(number):
             if not self.closed:
                 self.transport.send(worker, Frame(Kind.FORGET, number))
 
@@ -251,6 +254,7 @@ class Crew:
         self.controller.count_out(error.ranks)
         for job in list(self._jobs.values()):
             job.on_broken(error)
+        self.desk.on_lost()
 
     # Moving
 
@@ -259,7 +263,7 @@ class Crew:
         while True:
             if self._inbox or self.functions.dying:
                 self._empty_inbox()
-            if self.dealer.has_waiting:
+            if self.dealer.has_waiting or self.desk.is_used:
                 self._send_batches()
             if self._deliveries:
                 self._lock.release()
@@ -328,7 +332,9 @@ class Crew:
         return moved
 
     def _send_batches(self) -> None:
-        for batch in self.dealer.deal():
+        now = time.monotonic()
+        self.desk.place(now)
+        for batch in self.dealer.deal(now):
             job = self._jobs[batch.job]
             packed = run(job.pack, (batch.start, batch.stop))
             if packed.exception is not None:
@@ -344,14 +350,10 @@ class Crew:
 
     def _send(self, batch: Batch, job: Job, parcel: Parcel) -> None:
         worker, send = batch.worker, self.transport.send
-        for missing in self._supplies.missing(worker, job, parcel):
+        for missing in self.supplies.missing(worker, job, parcel.needs):
             send(worker, missing)
-        option = parcel.option | batch.is_long * _LONG | batch.is_fresh * _FRESH
-        frame = Frame(Kind.BATCH, batch.number, job.number, option, parcel.body, parcel.buffers)
-        if parcel.borrows:
-            self.transport.send_or_copy(worker, frame)
-        else:
-            send(worker, frame)
+        frame = Frame(Kind.BATCH, batch.number, job.number, parcel.option, parcel.body, parcel.buffers)
+        (self.transport.send_or_copy if parcel.borrows else send)(worker, frame)
 
     def _on_batch_done(self, source: int, frame: Frame) -> None:
         report = read_report(frame.body)
@@ -360,11 +362,11 @@ class Crew:
             raise ProtocolError(f"batch {frame.a} is not under way at rank {source}")
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
-        late, form = frame.option & _LATE, frame.option & ~_LATE
-        if form <= _APART:
-            results = Results(frame.b, report.body, frame.buffers, form)
-            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes, bool(late))
-            if job is not None:
+        if frame.option <= ReplyOption.APART:
+            results = Results(frame.b, report.body, frame.buffers, frame.option)
+            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes)
+            self.desk.placer.on_plain_work(report.seconds)
+            if job is not None and frame.b:
                 job.on_results(batch.start, results)
             return
         failure = decode_failure(report.body)

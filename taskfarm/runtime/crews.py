@@ -20,8 +20,8 @@ from taskfarm.errors import UsageError
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.ending import leave_if_threads_stay
 from taskfarm.runtime.pump import Pump
-from taskfarm.runtime.runner import flush_output
-from taskfarm.runtime.session import Phase, Session, current
+from taskfarm.runtime.runner import flush_output, print_error
+from taskfarm.runtime.session import STUCK_STATUS, Phase, Session, current
 from taskfarm.runtime.surroundings import expected_world_size
 
 __all__ = ["Hall", "catch_up", "hall_of", "part_ranks"]
@@ -29,6 +29,7 @@ __all__ = ["Hall", "catch_up", "hall_of", "part_ranks"]
 logger = logging.getLogger(__name__)
 
 _FACE = "crew"
+LOOK_FOR_STUCK_S = 0.5  # while nothing but the end of what is under way is waited for
 
 
 class Hall:
@@ -100,8 +101,21 @@ class Hall:
 
     def drain(self) -> None:
         """Return when nothing is under way: another face is about to talk to the workers."""
-        catch_up(self.crew, math.inf)
-        self.crew.wait(self.crew.is_at_rest, math.inf)
+        crew = self.crew
+        while not (crew.is_at_rest() or crew.closed):
+            crew.wait(crew.is_at_rest, time.monotonic() + LOOK_FOR_STUCK_S)
+            self._end_if_stuck()
+
+    def _end_if_stuck(self) -> None:
+        """End the job if nothing is left but ranks that wait inside MPI for one that has failed."""
+        limit_s = self._session.config.stuck_s
+        stuck = self.crew.desk.stuck_ranks(time.monotonic() - limit_s)
+        if stuck:
+            print_error(
+                f"taskfarm: a task of several ranks failed {limit_s:g} s ago, and ranks {stuck} are still in it; "
+                "they may wait inside MPI for the rank that failed, by other ways than task_comm(); ending the job"
+            )
+            self._session.abort(self._session.exit_status or STUCK_STATUS)
 
     def close(self) -> None:
         """Finish what was begun (after an error: what ends within the time for that), and let the workers go."""
@@ -112,6 +126,8 @@ class Hall:
         deadline = time.monotonic() + self._session.config.leave_s if failed else math.inf
         for words in list(self._last_words):
             words(deadline)
+        if self._stop_workers is None and deadline == math.inf:
+            self.drain()
         self.pump.stop()
         self.crew.close()
         if self._stop_workers is not None:
@@ -182,6 +198,7 @@ def _hall_of_ranks(session: Session) -> Hall:
             "the MPI library was started with a thread level below MPI_THREAD_SERIALIZED, and an executor has a "
             "thread of its own: let taskfarm start MPI, or leave mpi4py.rc.threads and mpi4py.rc.thread_level alone"
         )
+    controller.tags = {peer.rank: peer.tags for peer in session.peers[1:]}
     crew = Crew(controller, range(1, session.size))
     hall = Hall(session, crew)
     controller.before_end = hall.close

@@ -100,7 +100,7 @@ class Endpoint:
     def __init__(self, transport: Transport, surroundings: Surroundings, number: int | None) -> None:
         self.transport = transport
         self._surroundings = surroundings
-        self._registry = surroundings.registry
+        self.registry = self._registry = surroundings.registry
         self._report: ReportFailure | None = None
         self.mailbox: Mailbox = Mailbox(number)
         self.arrays = ArrayExchange(self)

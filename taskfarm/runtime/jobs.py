@@ -12,7 +12,7 @@ from taskfarm.runtime.results import Results
 from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
-__all__ = ["Initializer", "Job", "Parcel", "Supplies"]
+__all__ = ["Initializer", "Job", "Parcel", "Supplied", "Supplies"]
 
 
 class Parcel:
@@ -50,6 +50,22 @@ class Parcel:
     def size_bytes(self) -> int:
         """Size of the batch on the wire."""
         return len(self.body) + sum(map(len, self.buffers))
+
+
+class Supplied(Protocol):
+    """Work that needs a function, and an initializer to be run before; see `Job`."""
+
+    @property
+    def number(self) -> int:
+        """Number of the work."""
+
+    @property
+    def function(self) -> Packed | None:
+        """Function that a worker must have."""
+
+    @property
+    def initializer(self) -> Initializer | None:
+        """What a worker must have run before."""
 
 
 class Job(Protocol):
@@ -105,8 +121,8 @@ class Supplies:
     def __init__(self, workers: Iterable[int]) -> None:
         self._known: dict[int, set[int]] = {worker: set() for worker in workers}
 
-    def missing(self, worker: int, job: Job, parcel: Parcel) -> Iterator[Frame]:
-        """Yield what `worker` must be sent before a batch of `job`; it counts as sent."""
+    def missing(self, worker: int, job: Supplied, needs: Iterable[KnownFunction]) -> Iterator[Frame]:
+        """Yield what `worker` must be sent before work of `job` that names `needs`; it counts as sent."""
         known = self._known[worker]
         if job.number not in known:
             first = job.initializer
@@ -116,7 +132,7 @@ class Supplies:
             known.add(job.number)
             function = job.function or Packed(b"", [])
             yield Frame(Kind.FUNCTION, job.number, 0 if first is None else first.number, 0, *function)
-        for need in parcel.needs:
+        for need in needs:
             if need.number not in known:
                 known.add(need.number)
                 yield Frame(Kind.FUNCTION, need.number, 0, 0, need.packed.body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["BatchOption", "CallOption", "FunctionOption", "ResultWanted"]
+__all__ = ["BatchOption", "CallOption", "FunctionOption", "ResultWanted", "TeamForget", "TeamReply"]
 
 
 class CallOption(IntEnum):
@@ -47,5 +47,22 @@ class BatchOption(IntEnum):
     BUFFERS = 4  #: tasks with raw buffers: the body says how many belong to each
     CHUNKS = 8  #: the items come with a number, so many of them stay together
     ONE_TASK = 16  #: the body is the pickle of a single task
-    LONG = 32  #: the batch is expected to take long
-    FRESH = 64  #: rank 0 knows that the worker was late
+
+
+class TeamReply(IntEnum):
+    """How a rank's part in a task of several ranks ended; `UNCOUNTED` is a bit, with one of the others."""
+
+    VALUE = 0  #: the body is the result
+    FAILED = 1  #: the body is the failure
+    ENDED = 2  #: because another rank has failed
+    BROKEN = 3  #: the initializer had failed; the body is that failure
+    UNCOUNTED = 8  #: the communicator may hold what was not counted
+
+
+class TeamForget(IntEnum):
+    """What TEAM_FORGET is about."""
+
+    FREE = 0  #: nothing is left in the team's communicator: free it
+    TIDY = 1  #: finish what is left, together with the others, and free it [team, how often ranks met; body: run]
+    KEEP = 2  #: use it no more [team, -; body: run]
+    OBJECT = 3  #: forget an object [object, -]

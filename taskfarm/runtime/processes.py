@@ -72,6 +72,8 @@ class LocalProcesses:
             host, session.registry, session.config, lambda: None, lambda: 0, lambda: lambda call, text: None
         )
         self.controller = Controller(self._transport, dict.fromkeys(self.ranks, host), surroundings)
+        config = session.config
+        self.controller.tags = {rank: config.tags | config.rank_tags.get(rank, frozenset()) for rank in self.ranks}
         interrupts.defer_on_controller(self._transport)
 
     def stop(self, deadline: float) -> None:

@@ -26,6 +26,7 @@ from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
 from taskfarm.runtime.runner import Outcome, encode_failure, end_forked_child, failure_of, flush_output, run
+from taskfarm.runtime.teams import Teams
 from taskfarm.scheduling.calls import REPORT_EVERY
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.tree import children
@@ -42,7 +43,7 @@ _DONE = Kind.DONE  # hot path: see `taskfarm.fast`
 _VALUE_WANTED = ResultWanted.VALUE
 
 # What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
-_AT_ONCE = frozenset({Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG})
+_AT_ONCE = frozenset({Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG, Kind.TEAM_STOP})
 
 
 def _read_and_call(read: Callable[..., wire.Work], source: Sequence[Any]) -> Any:
@@ -70,7 +71,7 @@ class Worker(Endpoint):
         super().__init__(transport, surroundings, None)
         self.done_call = 0
         self._reported = 0
-        self._host = surroundings.host
+        self._host = self.host = surroundings.host
         self._children = children(transport.rank, transport.size)
         self._quitting = False
         self._in_user_code = False
@@ -81,8 +82,12 @@ class Worker(Endpoint):
         batches = BatchRunner(
             transport, surroundings.host, surroundings.registry, self._run_user_code, self._complete_sends
         )
+        self.teams = Teams(self, batches, self._run_user_code, self._complete_sends)
         self._handlers.update(
             {
+                Kind.TEAM_TASK: self.teams.on_task,
+                Kind.TEAM_STOP: self.teams.on_stop,
+                Kind.TEAM_FORGET: self.teams.on_forget,
                 Kind.FUNCTION: batches.on_function,
                 Kind.BATCH: batches.on_batch,
                 Kind.FORGET: batches.on_forget,

@@ -23,7 +23,7 @@ Nothing here knows the time; what took how long comes in as an argument.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -32,7 +32,6 @@ from taskfarm.scheduling.lanes import (
     BYTES_CALMING,
     CALMING,
     FORGET,
-    LONG_PART,
     LONG_S,
     LOOK_AHEAD_BYTES,
     LOOK_AHEAD_S,
@@ -42,13 +41,15 @@ from taskfarm.scheduling.lanes import (
     MIN_LOOK_AHEAD,
     SMALL_BYTES,
     STARVED,
+    TARGET_S,
     UNKNOWN_S,
     Job,
     Lane,
     give_back_s,
+    target_s,
 )
 
-__all__ = ["Batch", "Dealer"]
+__all__ = ["LOOK_AHEAD_S", "TARGET_S", "Batch", "Dealer", "give_back_s", "target_s"]
 
 
 class Batch(NamedTuple):
@@ -69,83 +70,6 @@ class Batch(NamedTuple):
     stop: int
 
 
-class _Lane:
-    """What is known of one worker."""
-
-    __slots__ = ("dealt", "first", "flying_s", "index", "least", "n_flying", "rested", "until", "way_s", "worker")
-
-    def __init__(self, worker: int, index: int) -> None:
-        self.worker = worker
-        self.index = index
-        self.least = 1  # batches that may be under way however long they take
-        self.n_flying = 0
-        self.flying_s = 0.0  # how long these should take
-        self.rested = True  # there was nothing for it to do
-        self.first = 0  # number of the batch that ended that
-        self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
-        self.dealt = 0.0  # when the last batch was dealt
-        self.until = math.inf  # held: only what should end by then is dealt to it, one batch at a time
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more batch should be on its way."""
-        return self.n_flying < self.least or (self.flying_s < self.way_s and self.n_flying < MAX_DEPTH)
-
-
-class _Job:
-    """What is known of one job."""
-
-    __slots__ = (
-        "item_bytes", "largest", "n_flying", "n_items", "n_waiting", "n_workers", "number", "seconds", "unit",
-        "waiting", "weight",
-    )  # fmt: skip
-
-    def __init__(self, number: int, n_workers: int, unit: int) -> None:
-        self.number = number
-        self.n_workers = n_workers
-        self.unit = unit
-        self.item_bytes = 1.0
-        self.n_items = 0
-        self.n_waiting = 0
-        self.n_flying = 0
-        self.waiting: deque[tuple[int, int]] = deque()
-        self.seconds = 0.0
-        self.weight = 0.0
-        self.largest = 1
-
-    def task_s(self) -> float | None:
-        """Return the seconds that an item takes, None while that is not known."""
-        return max(self.seconds / self.weight, SHORTEST_S) if self.weight else None
-
-    def expected_s(self, n: int) -> float:
-        """Return how long a batch of `n` items should keep a worker busy, for deciding whether to send another one."""
-        task_s = self.task_s()
-        return UNKNOWN_S if task_s is None else max(n * task_s, HANDLING_S)
-
-    def is_small(self) -> bool:
-        """Tell whether all that waits is not worth a message to a worker that has something to do."""
-        return bool(self.weight) and self.n_waiting * self.seconds < HANDLING_S * self.weight
-
-    def batch_size(self) -> int:
-        """Return the number of items that the next batch should have."""
-        task_s = self.task_s()
-        if task_s is None:
-            return self.unit
-        wanted = min(int(target_s(self.n_workers) / task_s), GROWTH * self.largest, int(BATCH_BYTES / self.item_bytes))
-        share = -(-self.n_waiting // (SHARES * self.n_workers))
-        size = min(wanted, max(share, int(HANDLING_S / task_s)))
-        return max(size // self.unit, 1) * self.unit  # one item may be larger than a batch
-
-    def take(self, size: int) -> tuple[int, int]:
-        """Remove up to `size` consecutive items from those that wait, and return where they start and stop."""
-        start, stop = self.waiting.popleft()
-        if stop - start > size:
-            self.waiting.appendleft((start + size, stop))
-            stop = start + size
-        self.n_waiting -= stop - start
-        return start, stop
-
-
 class Dealer:
     """Deals the items of jobs to workers.
 
@@ -161,13 +85,13 @@ class Dealer:
     """
 
     def __init__(self, workers: Iterable[int]) -> None:
-        self._lanes = {worker: _Lane(worker, index) for index, worker in enumerate(workers)}
-        self._idle: OrderedDict[int, _Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
-        self._roomy: OrderedDict[int, _Lane] = OrderedDict()  # busy, with room for one more batch
-        self._jobs: dict[int, _Job] = {}
-        self._holes: OrderedDict[int, _Lane] = OrderedDict()  # held and idle, and may be dealt what ends soon
+        self._lanes = {worker: Lane(worker, index) for index, worker in enumerate(workers)}
+        self._idle: OrderedDict[int, Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
+        self._roomy: OrderedDict[int, Lane] = OrderedDict()  # busy, with room for one more batch
+        self._jobs: dict[int, Job] = {}
+        self._holes: OrderedDict[int, Lane] = OrderedDict()  # held and idle, and may be dealt what ends soon
         self.newly_idle: list[int] = []  # held workers that have nothing to do any more, for whoever holds them
-        self._turn: OrderedDict[int, _Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
+        self._turn: OrderedDict[int, Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
         self._n_dealt = 0
         self._plans: dict[int, tuple[float, float]] = {}  # seconds expected for a batch, and for those before it
         self.flying: dict[int, Batch] = {}
@@ -428,7 +352,7 @@ class Dealer:
                     return lane
         return None
 
-    def _pick_hole(self, job: _Job, now: float) -> _Lane | None:
+    def _pick_hole(self, job: Job, now: float) -> Lane | None:
         """Return a held worker that would be through with a batch of `job` in time."""
         if self._holes and job.task_s() is not None:
             end = now + job.expected_s(min(job.batch_size(), job.n_waiting))
@@ -437,7 +361,7 @@ class Dealer:
                     return lane
         return None
 
-    def _place_held(self, lane: _Lane) -> None:
+    def _place_held(self, lane: Lane) -> None:
         self._idle.pop(lane.worker, None)
         self._roomy.pop(lane.worker, None)
         if lane.n_flying:
@@ -451,7 +375,7 @@ class Dealer:
         else:
             self._holes.pop(lane.worker, None)
 
-    def _place(self, lane: _Lane) -> None:
+    def _place(self, lane: Lane) -> None:
         if lane.until < math.inf:
             self._place_held(lane)
             return

@@ -189,6 +189,28 @@ class Farm:
         candidates = sorted(rank for host in set(hosts) for rank in self._free_by_host[host])
         return [self._take(rank) for rank in candidates[: len(candidates) if count is None else max(count, 0)]]
 
+    def assign_group(self, count: int, hosts: Collection[str] | None = None) -> list[Assignment]:
+        """Take exactly `count` free slots, of one host if any has so many, else of as few as can be.
+
+        Returns
+        -------
+        list of Assignment
+            In rank order; empty if fewer are free.
+
+        Raises
+        ------
+        UsageError
+            If a host is unknown.
+        """
+        if hosts is not None:
+            self.check_hosts(hosts)
+        free = [sorted(ranks) for host, ranks in self._free_by_host.items() if hosts is None or host in hosts]
+        if count < 1 or sum(map(len, free)) < count:
+            return []
+        enough = [ranks for ranks in free if len(ranks) >= count]
+        chosen = min(enough, key=len) if enough else [rank for ranks in sorted(free, key=len)[::-1] for rank in ranks]
+        return [self._take(rank) for rank in sorted(chosen[:count])]
+
     def on_ended(self, number: int, rank: int) -> None:
         """Note that the worker on `rank` reported the end of task `number`."""
         if self._ranks.get(number) != rank:

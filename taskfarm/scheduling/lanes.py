@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 __all__ = ["Job", "Lane", "give_back_s", "target_s"]
@@ -10,7 +11,6 @@ __all__ = ["Job", "Lane", "give_back_s", "target_s"]
 TARGET_S = 2e-3
 HANDLING_S = 50e-6  # of rank 0 per batch and worker, with room to spare: more than 40 workers get longer batches
 GIVE_BACK = 5  # a batch that has taken so many times the target was dealt on a wrong guess
-LONG_PART = 0.25  # of that time: a batch that is expected to take as much may well take all of it
 LONG_S = 50e-3  # a batch from here on loses less than 1 % by the way to rank 0 and back, even if that is busy
 LOOK_AHEAD_S = 0.1  # work per worker to have ready, since whoever supplies the items may be busy with something else
 UNKNOWN_S = 1e3  # taken for a batch of which nothing is known: nothing is sent behind it
@@ -43,7 +43,7 @@ def give_back_s(n_workers: int) -> float:
 class Lane:
     """What is known of one worker."""
 
-    __slots__ = ("first", "flying_s", "index", "least", "n_flying", "rested", "was_late", "way_s", "worker")
+    __slots__ = ("dealt", "first", "flying_s", "index", "least", "n_flying", "rested", "until", "way_s", "worker")
 
     def __init__(self, worker: int, index: int) -> None:
         self.worker = worker
@@ -53,8 +53,9 @@ class Lane:
         self.flying_s = 0.0  # how long these should take
         self.rested = True  # there was nothing for it to do
         self.first = 0  # number of the batch that ended that
-        self.was_late = False  # and has been dealt nothing since
         self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
+        self.dealt = 0.0  # when the last batch was dealt
+        self.until = math.inf  # held: only what should end by then is dealt to it, one batch at a time
 
     @property
     def has_room(self) -> bool:

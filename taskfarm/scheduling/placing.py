@@ -32,6 +32,7 @@ from taskfarm.scheduling.dealing import Dealer
 __all__ = ["Placement", "Placer"]
 
 HOST_PATIENCE = 2.0  # one host may take so many times as long to be ready as workers of several
+ENOUGH = 64  # idle workers that are looked at, if some of them will do
 SWAP_TRIES = 8  # tasks with reservations that are looked at per decision whether they could start elsewhere
 
 _Shape = tuple[int, "frozenset[int] | None"]
@@ -148,7 +149,8 @@ class Placer:
 
     def on_plain_work(self, seconds: float) -> None:
         """Note that a plain batch took `seconds`."""
-        self.debt_s = max(0.0, self.debt_s - seconds)
+        if self.debt_s:
+            self.debt_s = max(0.0, self.debt_s - seconds)
 
     # Decisions
 
@@ -247,18 +249,25 @@ class Placer:
         return len(self._busy_with) + len(self._reserved_for) + n <= self._half
 
     def _pick_idle(self, n: int, allowed: frozenset[int] | None) -> list[int]:
-        """Return `n` idle workers, of one host or else of as few as can be; none if there are not so many."""
+        """Return `n` idle workers, of one host or else of as few as can be; none if there are not so many.
+
+        Low ranks first, as far as `ENOUGH` idle workers show: the same ones again have a communicator already.
+        """
         by_host: dict[str, list[int]] = {}
-        for worker in self._dealer.idle():
+        found = False
+        for n_seen, worker in enumerate(self._dealer.idle()):
             if allowed is None or worker in allowed:
                 on_host = by_host.setdefault(self._hosts[worker], [])
                 on_host.append(worker)
-                if len(on_host) == n:
-                    return on_host
+                found = found or len(on_host) >= n
+            if found and n_seen >= ENOUGH:
+                break
+        if found:
+            return min(nsmallest(n, on_host) for on_host in by_host.values() if len(on_host) >= n)
         if sum(map(len, by_host.values())) < n:
             return []
         largest_first = sorted(by_host.values(), key=len, reverse=True)
-        return [worker for on_host in largest_first for worker in on_host][:n]
+        return [worker for on_host in largest_first for worker in sorted(on_host)][:n]
 
     def _reserve(self, number: int, n: int, allowed: frozenset[int] | None, now: float) -> bool:
         """Reserve the workers that should be free first; False if there are not enough that nobody has reserved."""

@@ -8,11 +8,15 @@ from typing import Protocol
 from taskfarm.transport.memory import AnyArray
 from taskfarm.wire.frames import Frame
 
-__all__ = ["ANSWER_MAX_BYTES", "Direct", "Incoming", "Transfer", "Transport", "raise_if_interrupted"]
+__all__ = ["ANSWER_MAX_BYTES", "Direct", "Incoming", "PeerFailed", "Transfer", "Transport", "raise_if_interrupted"]
 
 ANSWER_MAX_BYTES = 1024  # holds the description of an array; eager in every MPI that was tried
 
 Incoming = tuple[int, Frame]
+
+
+class PeerFailed(BaseException):
+    """Ends a rank's part in a task because another rank has failed; not an `Exception`, so that it gets through."""
 
 
 class Transfer(Protocol):

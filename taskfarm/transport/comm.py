@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from taskfarm.wire.codec import pack, unpack
 
-__all__ = ["TrackedComm", "Tracker"]
+__all__ = ["TrackedComm", "Tracker", "wrap"]
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
@@ -65,7 +65,7 @@ def _open_parcel(body: bytes, buffers: Sequence[bytearray]) -> Any:
     return unpack(body, buffers)
 
 
-def _wrap(obj: object) -> object:
+def wrap(obj: object) -> object:
     """Return `obj`, in a parcel unless plain pickle is certain to carry it."""
     if type(obj) in _PLAIN or (type(obj) is np.ndarray and not obj.dtype.hasobject):
         return obj
@@ -91,75 +91,75 @@ class TrackedComm(MPI.Intracomm):
     def bcast(self, obj: Any, root: int = 0) -> Any:
         """Broadcast `obj` of rank `root`; it gets its own object back."""
         if self.rank == root:
-            super().bcast(_wrap(obj), root)
+            super().bcast(wrap(obj), root)
             return obj
         return super().bcast(obj, root)
 
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
         """Gather one object of each rank to `root`."""
-        return super().gather(_wrap(sendobj), root)
+        return super().gather(wrap(sendobj), root)
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
         """Scatter one object to each rank from `root`."""
         if self.rank == root and sendobj is not None:
-            sendobj = [_wrap(item) for item in sendobj]
+            sendobj = [wrap(item) for item in sendobj]
         return super().scatter(sendobj, root)
 
     def allgather(self, sendobj: Any) -> list[Any]:
         """Gather one object of each rank to all."""
-        return super().allgather(_wrap(sendobj))
+        return super().allgather(wrap(sendobj))
 
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
         """Send one object from each rank to each rank."""
-        return super().alltoall([_wrap(item) for item in sendobj])
+        return super().alltoall([wrap(item) for item in sendobj])
 
     # mpi4py's own object reductions duplicate the communicator at their first use while they hold the interpreter lock:
     # if a rank never comes, not even a watching thread runs any more. So these gather, and reduce in rank order.
 
     def reduce(self, sendobj: Any, op: Any = MPI.SUM, root: int = 0) -> Any:
         """Reduce objects to `root`, in rank order."""
-        parts = super().gather(_wrap(sendobj), root)
+        parts = super().gather(wrap(sendobj), root)
         return None if parts is None else functools.reduce(op, parts)
 
     def allreduce(self, sendobj: Any, op: Any = MPI.SUM) -> Any:
         """Reduce objects to all, in rank order; every rank gets the result that rank 0 computed."""
-        parts = super().gather(_wrap(sendobj), 0)
+        parts = super().gather(wrap(sendobj), 0)
         result = None if parts is None else functools.reduce(op, parts)
-        received = super().bcast(_wrap(result), 0)
+        received = super().bcast(wrap(result), 0)
         return received if parts is None else result
 
     def scan(self, sendobj: Any, op: Any = MPI.SUM) -> Any:
         """Reduce the objects of the ranks up to this one, in rank order."""
-        return functools.reduce(op, super().allgather(_wrap(sendobj))[: self.rank + 1])
+        return functools.reduce(op, super().allgather(wrap(sendobj))[: self.rank + 1])
 
     def exscan(self, sendobj: Any, op: Any = MPI.SUM) -> Any:
         """Reduce the objects of the ranks before this one, in rank order; None on rank 0."""
-        before = super().allgather(_wrap(sendobj))[: self.rank]
+        before = super().allgather(wrap(sendobj))[: self.rank]
         return functools.reduce(op, before) if before else None
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send `obj` to rank `dest`."""
-        super().send(_wrap(obj), dest, tag)
+        super().send(wrap(obj), dest, tag)
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send `obj` to rank `dest`, returning when it is being received."""
-        super().ssend(_wrap(obj), dest, tag)
+        super().ssend(wrap(obj), dest, tag)
 
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send `obj` to rank `dest` through the attached buffer."""
-        super().bsend(_wrap(obj), dest, tag)
+        super().bsend(wrap(obj), dest, tag)
 
     def isend(self, obj: Any, dest: int, tag: int = 0) -> MPI.Request:
         """Start to send `obj` to rank `dest`."""
-        return super().isend(_wrap(obj), dest, tag)
+        return super().isend(wrap(obj), dest, tag)
 
     def issend(self, obj: Any, dest: int, tag: int = 0) -> MPI.Request:
         """Start to send `obj` to rank `dest`; complete when it is being received."""
-        return super().issend(_wrap(obj), dest, tag)
+        return super().issend(wrap(obj), dest, tag)
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> MPI.Request:
         """Start to send `obj` to rank `dest` through the attached buffer."""
-        return super().ibsend(_wrap(obj), dest, tag)
+        return super().ibsend(wrap(obj), dest, tag)
 
     def sendrecv(
         self,
@@ -172,7 +172,7 @@ class TrackedComm(MPI.Intracomm):
         status: MPI.Status | None = None,
     ) -> Any:
         """Send `sendobj` to rank `dest` while receiving an object from `source`."""
-        return super().sendrecv(_wrap(sendobj), dest, sendtag, recvbuf, source, recvtag, status)
+        return super().sendrecv(wrap(sendobj), dest, sendtag, recvbuf, source, recvtag, status)
 
 
 # Blocking methods, and the position of the argument that names the one rank they wait for (None: all of them).

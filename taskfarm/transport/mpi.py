@@ -99,7 +99,7 @@ class MpiTransport(Dozing):
         self, control: MPI.Intracomm, bulk: MPI.Intracomm, waiter: Waiter, bell: Doorbell | None, inlet: Inlet
     ) -> None:
         self._control = control
-        self._bulk = bulk
+        self._bulk = self.parent = bulk
         self._waiter = waiter
         self._bell = bell
         self._asleep = bell.asleep if bell is not None else bytes(control.size)

@@ -58,6 +58,8 @@ class PeerInfo:
         Whether it will serve as a worker (or, on rank 0, controls); False for a rank that is about to end.
     key : str
         Equal for ranks that probably share memory and network.
+    tags : frozenset of str
+        The tags that it was given.
     """
 
     rank: int
@@ -68,6 +70,7 @@ class PeerInfo:
     versions: str
     serves: bool
     key: str
+    tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,8 @@ class Opening:
         bell = self._new_bell(secret, rank)
         key = host_key() if bell is not None else f"{host_key()}/{rank}"
         cpus = _cpu_set()
-        info = PeerInfo(rank, MPI.Get_processor_name(), os.getpid(), n_cores, cpus, _versions(), serves, key)
+        tags = self._config.tags | self._config.rank_tags.get(rank, frozenset())
+        info = PeerInfo(rank, MPI.Get_processor_name(), os.getpid(), n_cores, cpus, _versions(), serves, key, tags)
         peers: list[PeerInfo] = control.allgather(info)
         one_host = len({peer.key for peer in peers}) == 1
         listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=1024) if rank == 0 else None

@@ -20,7 +20,7 @@ from taskfarm.vm._ids import MPIHostID, MPITaskID
 from taskfarm.vm._letters import open_letter
 from taskfarm.vm._sides import endpoint_of, part_ranks, rank_of
 from taskfarm.vm._status import SpawnerView, spawner_view, view_in_use
-from taskfarm.vm._task import wrap_in_environment
+from taskfarm.vm._task import wrap_in_environment, wrap_in_group
 
 __all__ = ["MPI"]
 
@@ -221,6 +221,55 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
         if self.mirrorList is not None or self.startupDirSuffix is not None:
             packed = wrap_in_environment(self, packed)
         assigned = controller.spawn(packed, count, hosts, wanted)
+        if (view := view_in_use(session)) is not None:
+            for slot in assigned:
+                view.update(slot.rank)
+        return [MPITaskID(rank, number) for rank, number in assigned]
+
+    def spawnGroup(
+        self,
+        function: Callable[..., Any],
+        nranks: int,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        targetList: Iterable[base.HostID] | None = None,
+        sendBack: Any = True,
+    ) -> list[MPITaskID]:
+        """Start `function` as one task on exactly `nranks` free slots, of one host if any has so many; or not at all.
+
+        They run it with the same arguments and find each other by `taskfarm.task_comm`. If one fails, so do the others.
+        Each is a task with an identifier, a slot and a `MsgTaskExit` of its own. `sendBack` is about the
+        `MsgTaskResult`: True sends that of the first task, ``"all"`` that of each, a false value none.
+
+        Returns
+        -------
+        list of MPITaskID
+            In the order of their ranks in the communicator; empty if fewer than `nranks` slots are free.
+
+        Raises
+        ------
+        UsageError
+            As `spawnFunction`; also if there never are `nranks` slots.
+        """
+        session = enter("spawnGroup")
+        controller = session.open_controller or _spawner("spawnGroup")
+        if not callable(function):
+            raise UsageError(f"spawnGroup: function={function!r} cannot be called")
+        hosts = None if targetList is None else _host_names(targetList)
+        n_slots = sum(hosts is None or host in hosts for host in controller.hosts.values())
+        if not 1 <= nranks <= n_slots:
+            raise UsageError(
+                f"spawnGroup: nranks={nranks} with {n_slots} slots for tasks; start the job with more ranks"
+            )
+        packed = pack_work("spawnGroup", function, tuple(args), dict(kwargs) if kwargs else {})
+        if self.mirrorList is not None or self.startupDirSuffix is not None:
+            packed = wrap_in_environment(self, packed)
+        assigned = controller.spawn_group(
+            lambda number, ranks: wrap_in_group(packed, number, ranks),
+            nranks,
+            hosts,
+            lambda index: _VALUE if sendBack and (sendBack == "all" or index == 0) else _NOTHING,
+        )
         if (view := view_in_use(session)) is not None:
             for slot in assigned:
                 view.update(slot.rank)

@@ -74,6 +74,10 @@ class Kind(IntEnum):
     BATCH = 19  #: items of a job, to be run one by one; `option` says how they are packed [batch number, job number]
     BATCH_DONE = 20  #: what the items of a batch gave [batch number, number of items that were run]
     FORGET = 21  #: a job has ended, its function is no longer needed [job number, -]
+    TEAM_TASK = 30  #: run a task together with other ranks; `option` says whose results are wanted [run number, team]
+    TEAM_DONE = 31  #: this rank's part has ended; `option` says how [run number, messages sent less received]
+    TEAM_STOP = 32  #: another rank of the task has failed [run number, -]
+    TEAM_FORGET = 33  #: `option` says what to do with a team's communicator, or an object [team or object, see there]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

@@ -336,3 +336,26 @@ def test_log_line_says_where_the_workers_are(run_mpi: Launch[Result]) -> None:
     """
     assert "workers are 2 MPI ranks" in run_mpi(BEGIN + body, 3).check(0).stderr
     assert "processes on this host" in run_mpi(BEGIN + body, 1).check(0).stderr
+
+
+def test_ranks_that_nobody_can_end(run_mpi: Launch[Result]) -> None:
+    """A rank that waits for a failed one in a C library's way does not keep the job: it ends, and says who and why."""
+    body = """
+    from taskfarm import task_comm
+    def part():
+        comm = task_comm()
+        if comm.rank == 1:
+            raise ValueError("only here")
+        comm.raw.Barrier()
+    with Executor() as executor:
+        try:
+            executor.with_options(ranks=2, ranks_in=[1, 2]).submit(part).result()
+        except ValueError as exc:
+            print("told", exc, flush=True)
+        print(executor.with_options(ranks_in=3).submit(nap, 0.1).result(), flush=True)
+    """
+    result = run_mpi(BEGIN + body, 4, env={"TASKFARM_STUCK_S": "1"})
+    assert "told only here" in result.stdout
+    assert "0.1" in result.stdout
+    assert result.status == 75
+    assert "ranks [1] are still in it" in result.stderr

@@ -25,6 +25,8 @@ def test_defaults() -> None:
         "doorbell": True,
         "receive": None,
         "blas_threads": None,
+        "tags": frozenset(),
+        "rank_tags": {},
     }
 
 
@@ -43,6 +45,8 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_RECEIVE", "posted", "receive", Receive.POSTED),
     ("TASKFARM_RECEIVE", "matched", "receive", Receive.MATCHED),
     ("TASKFARM_RECEIVE", "plain", "receive", Receive.PLAIN),
+    ("TASKFARM_TAGS", "gpu, bigmem,", "tags", frozenset({"gpu", "bigmem"})),
+    ("TASKFARM_RANK_TAGS", "gpu=1,3;big=2-3", "rank_tags", {1: {"gpu"}, 2: {"big"}, 3: {"gpu", "big"}}),
     ("TASKFARM_BLAS_THREADS", "0", "blas_threads", 0),
     ("TASKFARM_BLAS_THREADS", "12", "blas_threads", 12),
 ]

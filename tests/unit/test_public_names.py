@@ -22,6 +22,7 @@ TASKFARM = [
     "WorkerLostError",
     "__version__",
     "as_completed",
+    "task_comm",
     "wait",
 ]
 
@@ -32,6 +33,7 @@ FUTURES = [
     "CancelledError",
     "Executor",
     "ExecutorBrokenError",
+    "ExecutorView",
     "FIRST_COMPLETED",
     "FIRST_EXCEPTION",
     "Future",
@@ -40,6 +42,7 @@ FUTURES = [
     "MPIPoolExecutor",
     "Pool",
     "ProcessPoolExecutor",
+    "TaskOptions",
     "ThreadPoolExecutor",
     "TimeoutError",
     "as_completed",
@@ -47,6 +50,7 @@ FUTURES = [
     "compose",
     "get_comm_workers",
     "register_joblib_backend",
+    "task_comm",
     "wait",
 ]
 
@@ -137,6 +141,7 @@ VM_METHODS = {
     "setWorkerDebug",
     "slots",
     "spawnFunction",
+    "spawnGroup",
     "spawnerBarrier",
     "taskID",
 }

@@ -8,9 +8,10 @@ import threading
 import time
 
 import numpy as np
-from tf_checks import cpu_seconds, equal, holds, run_checks
+from tf_checks import cpu_seconds, equal, holds, raises, run_checks
 from tf_vm import collect, failure, idle, results, run
 
+from taskfarm import UsageError, task_comm
 from taskfarm.vm import MPI, MsgTaskExit, MsgTaskResult
 
 N = 0
@@ -224,6 +225,52 @@ def check2_output_of_a_task_is_flushed_at_its_end():
     with open(path) as file:
         equal(file.read(), "text without newline")
     run(VM, lambda: setattr(sys, "stdout", sys.__stdout__))
+
+
+# Groups
+
+
+def group_sum(value):
+    comm = task_comm()
+    return comm.size, comm.rank, comm.allreduce(value * (comm.rank + 1)), MPI.taskID().rank
+
+
+def group_failure(rank):
+    comm = task_comm()
+    if comm.rank == rank:
+        raise ValueError("one of the group")
+    comm.Barrier()
+
+
+def check3_a_group_runs_together():
+    for _ in range(3):
+        ids = VM.spawnGroup(group_sum, 2, (10,))
+        equal(len(ids), 2)
+        messages = collect(VM, ids)
+        equal([type(m) for m in messages[ids[0]]], [MsgTaskResult, MsgTaskExit])
+        equal(messages[ids[0]][0].returnValue, (2, 0, 30, ids[0].rank))
+        equal([type(m) for m in messages[ids[1]]], [MsgTaskExit])
+    values = results(VM, VM.spawnGroup(group_sum, 2, kwargs={"value": 1}, sendBack="all"))
+    equal([value[:3] for value in values], [(2, 0, 3), (2, 1, 3)])
+
+
+def check3_a_group_needs_its_slots():
+    with raises(UsageError, match="nranks=99"):
+        VM.spawnGroup(group_sum, 99)
+    with raises(UsageError, match="nranks=0"):
+        VM.spawnGroup(group_sum, 0)
+    busy = VM.spawnFunction(time.sleep, (0.2,), count=MPI.freeSlots() - 1)
+    equal(VM.spawnGroup(group_sum, 2, (1,)), [])
+    results(VM, busy)
+
+
+def check3_a_failure_ends_the_group():
+    for rank in (0, 1):
+        ids = VM.spawnGroup(group_failure, 2, (rank,), sendBack="all")
+        failed = [collected[0] for collected in collect(VM, ids).values()]
+        equal([message.success for message in failed], [False, False])
+        holds("one of the group" in failed[1 - rank].traceback, failed)
+    equal(len(results(VM, VM.spawnGroup(group_sum, 2, (1,), sendBack="all"))), 2)
 
 
 if __name__ == "__main__":

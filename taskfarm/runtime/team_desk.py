@@ -1,0 +1,257 @@
+"""Rank 0's side of placed tasks: those that need several workers, or particular ones.
+
+The crew asks the desk before it deals. What starts is decided by the placer; the desk sends it to its ranks, gathers
+how it ended on each, and sees to the team's communicator afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import count
+from struct import Struct
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from taskfarm.errors import ProtocolError, RankFailure
+from taskfarm.runtime.functions import KnownFunction
+from taskfarm.runtime.jobs import Supplied
+from taskfarm.runtime.options import TeamForget, TeamReply
+from taskfarm.runtime.runner import decode_failure
+from taskfarm.scheduling.placing import Placement, Placer
+from taskfarm.wire.codec import Packed
+from taskfarm.wire.frames import Buffer, Frame, Kind
+
+if TYPE_CHECKING:
+    from taskfarm.runtime.controller import Controller
+    from taskfarm.runtime.crew import Crew
+
+__all__ = ["TEAM_HEAD", "TEAM_REPORT", "PlacedTask", "TeamDesk"]
+
+TEAM_HEAD = Struct("<qI")  # of TEAM_TASK: job, number of ranks; their numbers follow, 4 bytes each, then the work
+TEAM_REPORT = Struct("<q")  # of TEAM_DONE: how often the ranks met; what the part gave follows
+MAX_TEAMS = 256  # communicators that are kept; libraries have some two thousand contexts
+
+
+class PlacedTask(Protocol):
+    """What the desk runs. All methods are called with the crew's lock held, and must not wait or run user code.
+
+    Attributes
+    ----------
+    job : Supplied
+        What workers must have before.
+    packed : Packed
+        The work.
+    known : KnownFunction or None
+        The function that it names.
+    wants_all : bool
+        Whether the results of all ranks are wanted.
+    """
+
+    job: Supplied
+    packed: Packed
+    known: KnownFunction | None
+    wants_all: bool
+
+    def on_start(self) -> bool:
+        """Note that the task starts; False if it was cancelled."""
+
+    def on_failed(self, failure: RankFailure) -> None:
+        """Note that it has failed; it may go on for a while on other ranks."""
+
+    def on_broken(self, failure: RankFailure) -> None:
+        """Note that the initializer has failed."""
+
+    def on_over(self, results: Sequence[tuple[Buffer, Sequence[Buffer]]]) -> None:
+        """Note that it has ended on all ranks; `results` is empty if it failed."""
+
+
+class _Run:
+    """A task that runs."""
+
+    __slots__ = (
+        "failed",
+        "failed_at",
+        "left",
+        "n_met",
+        "n_unmatched",
+        "number",
+        "results",
+        "task",
+        "told",
+        "uncounted",
+        "workers",
+    )
+
+    def __init__(self, number: int, task: PlacedTask, workers: tuple[int, ...]) -> None:
+        self.number = number
+        self.task = task
+        self.workers = workers
+        self.left = set(workers)
+        self.results: dict[int, tuple[Buffer, Sequence[Buffer]]] = {}
+        self.failed = False
+        self.failed_at = math.inf
+        self.told = False
+        self.uncounted = False
+        self.n_met = 0
+        self.n_unmatched = 0
+
+
+class TeamDesk:
+    """The placed tasks of one crew.
+
+    Parameters
+    ----------
+    crew : Crew
+        Whose lock is held in all methods.
+    controller : Controller
+        Knows hosts and tags of the workers.
+    """
+
+    def __init__(self, crew: Crew, controller: Controller) -> None:
+        self._crew = crew
+        self._transport = controller.transport
+        self._caller = controller.caller
+        self._registry = controller.registry
+        self.hosts = {worker: controller.hosts[worker] for worker in crew.workers}
+        self.tags = controller.tags
+        self.placer = Placer(crew.dealer, self.hosts)
+        self._numbers = count(1)
+        self._run_numbers = count(1)
+        self._team_numbers = count(1)
+        self._waiting: dict[int, PlacedTask] = {}
+        self._runs: dict[int, _Run] = {}
+        self._placed: dict[int, int] = {}  # run number to task number
+        self._teams: OrderedDict[tuple[int, ...], int] = OrderedDict()  # least recently used first
+        controller.add_handler(Kind.TEAM_DONE, self._on_done)
+
+    # Events
+
+    def add(self, task: PlacedTask, n_workers: int, allowed: frozenset[int] | None) -> int:
+        """Take a task for `n_workers` of the workers `allowed`; return its number."""
+        number = next(self._numbers)
+        self.placer.add(number, n_workers, allowed)
+        self._waiting[number] = task
+        return number
+
+    def drop(self, number: int) -> bool:
+        """Forget a task that has not started; False if it has."""
+        if self._waiting.pop(number, None) is None:
+            return False
+        return self.placer.drop(number)
+
+    def on_lost(self) -> None:
+        """Note that workers are gone, and the crew with them."""
+        self._waiting.clear()
+        self._runs.clear()
+
+    def stuck_ranks(self, failed_before: float) -> list[int]:
+        """Return the ranks that are still in tasks that failed before then, if nothing else is under way or waits."""
+        runs = self._runs.values()
+        if self._waiting or not all(run.failed_at < failed_before for run in runs):
+            return []
+        return sorted(rank for run in runs for rank in run.left)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any task runs or waits."""
+        return bool(self._waiting or self._runs)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether `place` has anything to do."""
+        return bool(self._waiting or self._registry.dying_placed)
+
+    # Moving
+
+    def place(self, now: float) -> None:
+        """Start what can start; to be called before anything is sent."""
+        if not self._caller.book.is_settled:  # a task must not overtake a call, whose objects it may need
+            self._caller.settle(math.inf)
+        if not self.is_used:
+            return
+        if self._registry.dying_placed:
+            self._forget_objects()
+        cancelled = True
+        while cancelled:  # and has made room
+            cancelled = False
+            for placement in self.placer.place(now):
+                cancelled |= not self._start(placement, now)
+
+    def _start(self, placement: Placement, now: float) -> bool:
+        """Send a task to its ranks; False if it was cancelled."""
+        number, workers = placement
+        task = self._waiting.pop(number)
+        if not task.on_start():
+            self.placer.on_ended(number, now)
+            return False
+        run = _Run(next(self._run_numbers), task, workers)
+        self._runs[run.number] = run
+        self._placed[run.number] = number
+        for worker in workers:
+            needs = () if task.known is None else (task.known,)
+            for frame in self._crew.supplies.missing(worker, task.job, needs):
+                self._transport.send(worker, frame)
+        head = TEAM_HEAD.pack(task.job.number, len(workers)) + np.array(workers, dtype="<i4").tobytes()
+        frame = Frame(
+            Kind.TEAM_TASK, run.number, self._team_of(workers), task.wants_all, head + task.packed.body,
+            task.packed.buffers,
+        )  # fmt: skip
+        self._transport.send_to(workers, frame)
+        return True
+
+    def _team_of(self, workers: tuple[int, ...]) -> int:
+        """Return the number of the team's communicator, which the workers make if they have none of that number."""
+        if len(workers) == 1:
+            return 0
+        number = self._teams.pop(workers, None) or next(self._team_numbers)
+        self._teams[workers] = number
+        if len(self._teams) > MAX_TEAMS:
+            running = {run.workers for run in self._runs.values()}
+            for old in list(self._teams):
+                if old not in running:
+                    self._forget_team(old, TeamForget.FREE)
+                    break
+        return number
+
+    def _forget_team(self, workers: tuple[int, ...], what: int, n_met: int = 0, run: int = 0) -> None:
+        number = self._teams.pop(workers, 0)
+        frame = Frame(Kind.TEAM_FORGET, number, n_met, what, TEAM_REPORT.pack(run))
+        self._transport.send_to(workers, frame)
+
+    def _on_done(self, source: int, frame: Frame) -> None:
+        run = self._runs.get(frame.a)
+        if run is None or source not in run.left or len(frame.body) < TEAM_REPORT.size:
+            raise ProtocolError(f"rank {source} ended its part in run {frame.a}, which it has none in")
+        run.left.discard(source)
+        run.n_met = max(run.n_met, TEAM_REPORT.unpack_from(frame.body)[0])
+        run.n_unmatched += frame.b
+        run.uncounted |= bool(frame.option & TeamReply.UNCOUNTED)
+        body = memoryview(frame.body)[TEAM_REPORT.size :]
+        how = frame.option & ~TeamReply.UNCOUNTED
+        if how == TeamReply.VALUE:
+            run.results[source] = body, frame.buffers
+        elif how != TeamReply.ENDED and not run.told:  # the first; ranks that it has ended may have reported before
+            run.told = True
+            run.failed_at = time.monotonic()
+            failure = decode_failure(body)
+            (run.task.on_broken if how == TeamReply.BROKEN else run.task.on_failed)(failure)
+        run.failed |= how != TeamReply.VALUE
+        if not run.left:
+            self._end(run)
+
+    def _end(self, run: _Run) -> None:
+        del self._runs[run.number]
+        if run.failed or run.n_unmatched:
+            what = TeamForget.KEEP if run.uncounted else TeamForget.TIDY
+            self._forget_team(run.workers, what, run.n_met, run.number if run.failed else 0)
+        wanted = run.workers if run.task.wants_all else run.workers[:1]
+        run.task.on_over([] if run.failed else [run.results[worker] for worker in wanted])
+        self.placer.on_ended(self._placed.pop(run.number), time.monotonic())
+
+    def _forget_objects(self) -> None:
+        for number, ranks in self._registry.take_dead_placed():
+            self._transport.send_to(ranks, Frame(Kind.TEAM_FORGET, number, 0, TeamForget.OBJECT))
