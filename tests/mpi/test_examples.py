@@ -166,3 +166,21 @@ def test_executor_emcee(run_mpi: Launch[Result], n: int, launcher: str) -> None:
     assert len(found) == 3
     for mean, std, true in found:
         assert abs(float(mean) - float(true)) < 4 * float(std)
+
+
+def test_many_solves(run_mpi: Launch[Result]) -> None:
+    """Sixteen solves on two ranks each, all right."""
+    result = run_mpi(EXAMPLES / "many_solves.py", 4, launcher=RUN, timeout_s=TIMEOUT_S).check(0)
+    errors = numbers(r"on 2 ranks: +\d+ iterations, error (\S+)$", result.stdout)
+    assert len(errors) == 16
+    assert max(errors) < 1e-7
+    assert min(numbers(r"on 2 ranks: +(\d+) iterations", result.stdout)) > 10
+    assert result.stdout.splitlines()[-1] == "check: all errors are below 1e-7: True"
+
+
+def test_mixed_farm(run_mpi: Launch[Result]) -> None:
+    """Wide and narrow tasks share the workers, and an object is found again where it was made."""
+    result = run_mpi(EXAMPLES / "mixed_farm.py", 4, launcher=RUN, timeout_s=TIMEOUT_S).check(0)
+    assert numbers(r"^greatest eigenvalue: (\S+)$", result.stdout)[-1] == 3.997348
+    assert "has rows of shape (30, 60)" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith("both are right: True")

@@ -89,6 +89,8 @@ def _executor() -> Iterator[Row]:
     yield Row("executor_echo_1MB", _ECHO, [2], MS, partial(executor.echo, MB, works.ECHO), target)
     large = partial(executor.echo, 64 * MB, works.ECHO_LARGE)
     yield Row("executor_echo_64MB", _ECHO.replace("1 MB", "64 MB"), [2], MS, large, target, _VERY_FEW)
+    about = "an empty task of two ranks, against two of one rank and Create_group"
+    yield Row("executor_two_ranks", about, [3], US, executor.two_ranks, Target(1.5))
     about = "map over log-normal times (mean 1 ms, sigma 2): ideal in % of ours"
     yield Row("executor_uneven", about, [3], _PERCENT_OF_OURS, executor.uneven, Target(95.0, "", at_least=True), _LEAST)
 

@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import Callable
 
-from taskfarm import Executor
+from taskfarm import Executor, task_comm
 from taskfarm.bench import peers
 from taskfarm.bench.functions import noop, same, timed
-from taskfarm.bench.measure import OURS, Contenders, Setting
+from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 from taskfarm.bench.works import MAP, NOOP, NOOPS, new_array
 
-__all__ = ["echo", "mapped", "one_by_one_map", "submitted", "there_and_back", "uneven"]
+__all__ = ["echo", "mapped", "one_by_one_map", "submitted", "there_and_back", "two_ranks", "uneven"]
 
 _MEAN_S, _SIGMA = 1e-3, 2.0  # of the logarithm: one task in a hundred takes a hundred times the median
 _N_UNEVEN = 2000
@@ -77,6 +77,44 @@ def echo(size_bytes: int, peer_work: str, setting: Setting) -> Contenders:
             executor.submit(same, array).result()
 
     return {OURS: _with_executor(work, setting), **peers.contenders(setting, peer_work)}
+
+
+def two_ranks(setting: Setting) -> Contenders:
+    """Return the row for an empty task of two ranks, against two tasks of one rank and a raw `Create_group`."""
+
+    def work(executor: Executor, n: int) -> None:
+        pair = executor.with_options(ranks=2)
+        for _ in range(n):
+            pair.submit(noop, None).result()
+
+    def apart(executor: Executor, n: int) -> None:
+        for _ in range(n):
+            one, other = executor.submit(noop, None), executor.submit(noop, None)
+            one.result()
+            other.result()
+
+    def raw(n: int) -> float:
+        with Executor(max_workers=setting.n_ranks - 1) as executor:
+            executor.submit(noop, None).result()
+            return timed(apart, executor, n) + executor.with_options(ranks=2).submit(_groups_s, n).result()
+
+    return {OURS: _with_executor(work, setting), RAW: raw}
+
+
+def _groups_s(n: int) -> float:
+    """Return the seconds that making `n` communicators over the ranks of this task takes, one after the other."""
+    comm = task_comm()
+    plain = comm.raw
+    group = plain.Get_group()
+    seconds = 0.0
+    for _ in range(n):
+        comm.Barrier()
+        began = time.perf_counter()
+        made = plain.Create_group(group)
+        seconds += time.perf_counter() - began
+        made.Free()
+    group.Free()
+    return seconds
 
 
 def uneven(setting: Setting) -> Contenders:
