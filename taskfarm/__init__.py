@@ -22,6 +22,7 @@ from taskfarm.ids import ObjectId
 
 if TYPE_CHECKING:
     from taskfarm.futures import Executor, ExecutorBrokenError, Pool, as_completed, task_comm, wait
+    from taskfarm.sharing import Shared, share, shared_array
 
 __version__ = "0.1.0"
 
@@ -34,16 +35,20 @@ __all__ = [
     "ProtocolError",
     "RankFailure",
     "RemoteError",
+    "Shared",
     "TaskfarmError",
     "UsageError",
     "WorkerLostError",
     "__version__",
     "as_completed",
+    "share",
+    "shared_array",
     "task_comm",
     "wait",
 ]
 
 _OF_FUTURES = frozenset({"Executor", "ExecutorBrokenError", "Pool", "as_completed", "task_comm", "wait"})
+_OF_SHARING = frozenset({"Shared", "share", "shared_array"})
 
 
 def __getattr__(name: str) -> Any:
@@ -51,6 +56,11 @@ def __getattr__(name: str) -> Any:
         from taskfarm import futures
 
         value = globals()[name] = getattr(futures, name)
+        return value
+    if name in _OF_SHARING:
+        import taskfarm.sharing as sharing
+
+        value = globals()[name] = getattr(sharing, name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -18,7 +18,7 @@ from taskfarm.futures._mpi4py import COMM_KEY, MPIPoolExecutor
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.crews import COMM_ROOT_KEY, Hall
 from taskfarm.runtime.endpoint import Surroundings
 from taskfarm.runtime.session import Session, current
 from taskfarm.runtime.worker import Worker
@@ -120,6 +120,7 @@ class MPICommExecutor:
                 workers.Free()
                 return None
             self._hall = _hall_over(session, transport)
+            session.face_state[COMM_ROOT_KEY] = self._hall
             self._executor = _CommExecutor(self._hall, **self._options)
         return self._executor
 
@@ -133,6 +134,7 @@ class MPICommExecutor:
         if self._hall is not None:
             self._hall.close()
             self._hall = None
+            del current().face_state[COMM_ROOT_KEY]
         return False
 
 

@@ -26,6 +26,7 @@ from taskfarm.runtime.crews import Hall, hall_of, part_ranks
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Initializer
 from taskfarm.runtime.session import Session, current
+from taskfarm.runtime.sharing import hold_until_done, sharing_of
 from taskfarm.wire.codec import Packed, pack
 from taskfarm.wire.work import pack_work as pack_task
 
@@ -92,6 +93,7 @@ class Executor(OptionTaker, std.Executor):
             return
         self._hall: Hall = self._find_hall(session, max_workers)
         self._hall.enter()
+        self._sharing = sharing_of(session)
         self._crew: Crew = self._hall.crew
         self._n_workers = min(max_workers or len(self._crew.workers), len(self._crew.workers))
         if max_workers is not None and max_workers > self._n_workers:
@@ -161,6 +163,8 @@ class Executor(OptionTaker, std.Executor):
         except Exception:  # noqa: BLE001 - any __reduce__ may raise anything
             fail_unpicklable(future, fn, args, kwargs)
             return future
+        if self._sharing.pickled:
+            hold_until_done(future, self._sharing.take_pickled())
         if packed.buffers:
             self._submit_large(future, packed, known)
         else:
@@ -298,6 +302,7 @@ class Executor(OptionTaker, std.Executor):
             buffersize=buffersize,
             on_broken=partial(note_broken, weakref.ref(self)),
         )
+        job.shared = self._sharing.take_pickled()
         self._maps.add(job)
         crew.post(lambda: crew.add_job(job, self._n_workers, chunksize or 1))
         return job

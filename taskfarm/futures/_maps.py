@@ -99,6 +99,7 @@ class MapJob:
         self._source_error: Exception | None = None
         self.on_arrival: Callable[[], None] | None = None
         self._consumer: weakref.ref[Any] | None = None
+        self.shared: Sequence[object] = ()  # handles of shared data that the function holds
         self.is_over = False
 
     # Reading ahead, in the thread that takes the results

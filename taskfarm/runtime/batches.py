@@ -105,6 +105,7 @@ class BatchRunner:
         self._run_user_code = run_user_code
         self._complete_sends = complete_sends
         self._jobs: dict[int, _Job] = {}
+        self._kept: dict[int, list[object]] = {}
         self._give_back_s = give_back_s(transport.size - 1)
         self._ended = time.monotonic()
         self._late = False  # the last batch took much longer than rank 0 had expected
@@ -130,8 +131,17 @@ class BatchRunner:
             self._jobs[frame.a] = _Job(outcome.value, b"", 0)
 
     def on_forget(self, source: int, frame: Frame) -> None:
-        """Drop the function of a job."""
+        """Drop the function of a job, and what was kept under its number."""
         self._jobs.pop(frame.a, None)
+        self._kept.pop(frame.a, None)
+
+    def keep(self, number: int, thing: object) -> None:
+        """Keep `thing`, for tasks to come, until rank 0 says that `number` is not needed any more."""
+        self._kept.setdefault(number, []).append(thing)
+
+    def let_go(self, number: int) -> None:
+        """Keep nothing under `number`."""
+        self._kept.pop(number, None)
 
     def failure_of_job(self, number: int) -> _Job | None:
         """Return why nothing of a job can be run here, None if it can; `ProtocolError` if it is not known."""
@@ -227,7 +237,9 @@ class BatchRunner:
             self._complete_sends(SEND_PATIENCE_S)
 
     def _encode(self, exc: BaseException) -> bytes:
-        return encode_failure(failure_of(exc, self._transport.rank, self._host))
+        encoded = encode_failure(failure_of(exc, self._transport.rank, self._host))
+        exc.__traceback__ = None  # whose frames hold the task's arrays and, through their callers, the exception
+        return encoded
 
 
 def _fill(results: list[Any], calls: Iterator[Any], n: int, deadline: float, unit: int) -> None:

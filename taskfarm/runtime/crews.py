@@ -24,12 +24,13 @@ from taskfarm.runtime.runner import flush_output, print_error
 from taskfarm.runtime.session import STUCK_STATUS, Phase, Session, current
 from taskfarm.runtime.surroundings import expected_world_size
 
-__all__ = ["Hall", "catch_up", "hall_of", "part_ranks"]
+__all__ = ["COMM_ROOT_KEY", "Hall", "current_crew", "hall_of", "in_comm_executor", "is_mpi_job", "part_ranks"]
 
 logger = logging.getLogger(__name__)
 
 _FACE = "crew"
 LOOK_FOR_STUCK_S = 0.5  # while nothing but the end of what is under way is waited for
+COMM_ROOT_KEY = "comm executor"  # in `Session.face_state` of the root of an executor over a communicator
 
 
 class Hall:
@@ -153,14 +154,14 @@ def hall_of(session: Session, wanted: int | None) -> Hall:
     if hall is not None and not hall.suits(wanted):
         hall = None
     if hall is None:
-        hall = _hall_of_ranks(session) if _is_mpi_job() else _hall_of_processes(session, wanted)
+        hall = _hall_of_ranks(session) if is_mpi_job() else _hall_of_processes(session, wanted)
         session.face_state[_FACE] = hall
     return hall
 
 
 def part_ranks() -> None:
     """Return on rank 0, and where this process is the only one; serve on all other ranks, and never return there."""
-    if not _is_mpi_job():
+    if not is_mpi_job():
         return
     session = current()
     if session.rank == 0 or (session.worker is not None and session.phase is not Phase.CLOSED):
@@ -168,12 +169,23 @@ def part_ranks() -> None:
     _serve(session)
 
 
-def _is_mpi_job() -> bool:
+def is_mpi_job() -> bool:
     """Tell whether this process is one of several ranks, without starting MPI."""
     size = expected_world_size(os.environ)
     if size is not None:
         return size > 1
     return "mpi4py.MPI" in sys.modules and current().size > 1
+
+
+def in_comm_executor(session: Session) -> bool:
+    """Tell whether this rank has an executor over a communicator, whose workers are the ranks of that one."""
+    return COMM_ROOT_KEY in session.face_state
+
+
+def current_crew(session: Session) -> Crew | None:
+    """Return the crew that this process has, without making one."""
+    hall: Hall | None = session.face_state.get(_FACE)
+    return None if hall is None or hall.closing else hall.crew
 
 
 def _serve(session: Session) -> NoReturn:

@@ -137,6 +137,11 @@ class Supplies:
                 known.add(need.number)
                 yield Frame(Kind.FUNCTION, need.number, 0, 0, need.packed.body)
 
+    def note_all(self, number: int) -> None:
+        """Note that any worker may have what has this number."""
+        for known in self._known.values():
+            known.add(number)
+
     def forget(self, number: int) -> Iterator[int]:
         """Yield the workers that have what has this number; it counts as taken back."""
         for worker, known in self._known.items():

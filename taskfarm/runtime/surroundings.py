@@ -11,6 +11,7 @@ __all__ = [
     "default_ranks",
     "expected_world_size",
     "explain_mismatch",
+    "free_memory_bytes",
     "in_slurm_step",
     "leave_explaining_to_rank_0",
     "promised_rank",
@@ -139,14 +140,55 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def _cgroup_quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quota, in cores, of every control group that encloses this process and has one."""
+def free_memory_bytes(root: str | os.PathLike[str] = "/") -> int | None:
+    """Return how much memory this process can still take before its host, or a control group, has none left.
+
+    Parameters
+    ----------
+    root : path
+        Where ``proc`` and ``sys/fs/cgroup`` are looked for.
+
+    Returns
+    -------
+    int or None
+        Bytes; None where the system does not say.
+    """
+    base = Path(root)
+    found = [number << 10 for name, number in _table(base / "proc/meminfo") if name == "MemAvailable:"]
+    for folder, limit, used, cache in _memory_groups(base):
+        size, taken = _first_line(folder / limit), _first_line(folder / used)
+        if size.isdigit() and taken.isdigit():
+            given_back = sum(number for name, number in _table(folder / "memory.stat") if name == cache)
+            found.append(max(0, int(size) - int(taken) + given_back))
+    return min(found, default=None)
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """Yield folder and names of files of every control group that encloses this process; names of limit, use, cache."""
+    for number, controllers, path in _cgroups(root):
+        if number == "0" and not controllers:
+            for folder in _upwards(root / "sys/fs/cgroup", path):
+                yield folder, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            for folder in _upwards(root / "sys/fs/cgroup/memory", path):
+                yield folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+
+
+def _table(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the names and numbers at the beginning of the lines of a file; nothing if there is none."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return
     for line in lines:
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        words = line.split()
+        if len(words) > 1 and words[1].isdigit():
+            yield words[0], int(words[1])
+
+
+def _cgroup_quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU quota, in cores, of every control group that encloses this process and has one."""
+    for number, controllers, path in _cgroups(root):
         if number == "0" and not controllers:
             for folder in _upwards(root / "sys/fs/cgroup", path):
                 quota, _, period = _first_line(folder / "cpu.max").partition(" ")
@@ -154,6 +196,17 @@ def _cgroup_quotas(root: Path) -> Iterator[float]:
         elif "cpu" in controllers.split(","):
             for folder in _upwards(root / "sys/fs/cgroup" / "cpu", path):
                 yield from _ratio(_first_line(folder / "cpu.cfs_quota_us"), _first_line(folder / "cpu.cfs_period_us"))
+
+
+def _cgroups(root: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield number, controllers and path of the control groups that this process is in."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        yield number, controllers, path
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:

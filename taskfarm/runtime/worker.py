@@ -25,6 +25,7 @@ from taskfarm.runtime.batches import BatchRunner
 from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
+from taskfarm.runtime.receiving import BlockReceiver
 from taskfarm.runtime.runner import Outcome, encode_failure, end_forked_child, failure_of, flush_output, run
 from taskfarm.runtime.teams import Teams
 from taskfarm.scheduling.calls import REPORT_EVERY
@@ -43,7 +44,7 @@ _DONE = Kind.DONE  # hot path: see `taskfarm.fast`
 _VALUE_WANTED = ResultWanted.VALUE
 
 # What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
-_AT_ONCE = frozenset({Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG, Kind.TEAM_STOP})
+_AT_ONCE = frozenset({Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG, Kind.TEAM_STOP, Kind.SHARE})
 
 
 def _read_and_call(read: Callable[..., wire.Work], source: Sequence[Any]) -> Any:
@@ -83,6 +84,8 @@ class Worker(Endpoint):
             transport, surroundings.host, surroundings.registry, self._run_user_code, self._complete_sends
         )
         self.teams = Teams(self, batches, self._run_user_code, self._complete_sends)
+        self.keep = batches.keep
+        self.let_go = batches.let_go
         self._handlers.update(
             {
                 Kind.TEAM_TASK: self.teams.on_task,
@@ -91,6 +94,7 @@ class Worker(Endpoint):
                 Kind.FUNCTION: batches.on_function,
                 Kind.BATCH: batches.on_batch,
                 Kind.FORGET: batches.on_forget,
+                Kind.SHARE: BlockReceiver(transport, batches.keep).on_frame,
                 Kind.SPAWN: self.on_spawn,
                 Kind.CALL: self.on_call,
                 Kind.SYNC: self.on_sync,

@@ -24,6 +24,7 @@ from typing import NamedTuple, NoReturn
 from mpi4py import MPI
 
 from taskfarm.config import Config
+from taskfarm.transport.blocks import memory_key
 from taskfarm.transport.comm import TrackedComm
 from taskfarm.transport.doorbell import Doorbell, host_key
 from taskfarm.transport.inlets import new_inlet
@@ -60,6 +61,8 @@ class PeerInfo:
         Equal for ranks that probably share memory and network.
     tags : frozenset of str
         The tags that it was given.
+    memory_key : str
+        Equal for ranks that can open each other's blocks of shared memory.
     """
 
     rank: int
@@ -70,6 +73,7 @@ class PeerInfo:
     versions: str
     serves: bool
     key: str
+    memory_key: str
     tags: frozenset[str] = frozenset()
 
 
@@ -223,7 +227,9 @@ class Opening:
         key = host_key() if bell is not None else f"{host_key()}/{rank}"
         cpus = _cpu_set()
         tags = self._config.tags | self._config.rank_tags.get(rank, frozenset())
-        info = PeerInfo(rank, MPI.Get_processor_name(), os.getpid(), n_cores, cpus, _versions(), serves, key, tags)
+        info = PeerInfo(
+            rank, MPI.Get_processor_name(), os.getpid(), n_cores, cpus, _versions(), serves, key, memory_key(), tags
+        )
         peers: list[PeerInfo] = control.allgather(info)
         one_host = len({peer.key for peer in peers}) == 1
         listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=1024) if rank == 0 else None

@@ -74,10 +74,12 @@ class Kind(IntEnum):
     BATCH = 19  #: items of a job, to be run one by one; `option` says how they are packed [batch number, job number]
     BATCH_DONE = 20  #: what the items of a batch gave [batch number, number of items that were run]
     FORGET = 21  #: a job has ended, its function is no longer needed [job number, -]
-    TEAM_TASK = 30  #: run a task together with other ranks; `option` says whose results are wanted [run number, team]
-    TEAM_DONE = 31  #: this rank's part has ended; `option` says how [run number, messages sent less received]
-    TEAM_STOP = 32  #: another rank of the task has failed [run number, -]
-    TEAM_FORGET = 33  #: `option` says what to do with a team's communicator, or an object [team or object, see there]
+    TEAM_TASK = 22  #: run a task together with other ranks; `option` says whose results are wanted [run number, team]
+    TEAM_DONE = 23  #: this rank's part has ended; `option` says how [run number, messages sent less received]
+    TEAM_STOP = 24  #: another rank of the task has failed [run number, -]
+    TEAM_FORGET = 25  #: `option` says what to do with a team's communicator, or an object [team or object, see there]
+    SHARE = 26  #: a block of shared memory, or a part of it; `option` says which [block number, size or offset]
+    SHARED = 27  #: a rank has the whole block, or the body says why not [block number, -]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

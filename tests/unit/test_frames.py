@@ -220,10 +220,10 @@ def test_kinds_fit_the_head() -> None:
         "BATCH": 19,
         "BATCH_DONE": 20,
         "FORGET": 21,
-        "TEAM_TASK": 30,
-        "TEAM_DONE": 31,
-        "TEAM_STOP": 32,
-        "TEAM_FORGET": 33,
+        "TEAM_TASK": 22,
+        "TEAM_DONE": 23,
+        "TEAM_STOP": 24,
+        "TEAM_FORGET": 25,
     }
 
 

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"wire"},
     {"scheduling", "transport"},
     {"runtime"},
-    {"objects", "vm", "futures"},
+    {"objects", "vm", "futures", "sharing"},
     {"compat", "trace", "testing", "bench"},
     {"cli"},
     {"__main__"},
@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 # The public names are re-exported by the package itself, which may look at these parts for that and at no other.
-EXPORTED_FROM = {"errors", "ids", "config", "futures"}
+EXPORTED_FROM = {"errors", "ids", "config", "futures", "sharing"}
 
 # What the errors, options and ids may need of each other.
 WITHIN_A_LAYER = {("config", "errors"), ("ids", "errors")}

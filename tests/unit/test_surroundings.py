@@ -11,6 +11,7 @@ from taskfarm.runtime.surroundings import (
     default_ranks,
     expected_world_size,
     explain_mismatch,
+    free_memory_bytes,
     leave_explaining_to_rank_0,
     promised_rank,
     slurm_cores,
@@ -111,3 +112,24 @@ def test_rank_0_explains_and_the_others_end_after_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit) as caught:
         leave_explaining_to_rank_0({"OMPI_COMM_WORLD_RANK": "1"}, 2)
     assert caught.value.code == 2 and sum(slept) >= 1.0
+
+
+def test_memory_that_is_left(tmp_path: Path) -> None:
+    """The host's, and that of the narrowest control group, whose file cache counts as free."""
+    assert free_memory_bytes(str(tmp_path)) is None
+    write(tmp_path, "proc/meminfo", "MemTotal: 99 kB\nMemAvailable:   1000 kB\n")
+    assert free_memory_bytes(str(tmp_path)) == 1000 * 1024
+    write(tmp_path, "proc/self/cgroup", "0::/a/b\n")
+    write(tmp_path, "sys/fs/cgroup/a/memory.max", "500000\n")
+    write(tmp_path, "sys/fs/cgroup/a/memory.current", "450000\n")
+    write(tmp_path, "sys/fs/cgroup/a/memory.stat", "anon 7\ninactive_file 30000\n")
+    write(tmp_path, "sys/fs/cgroup/a/b/memory.max", "max\n")
+    assert free_memory_bytes(str(tmp_path)) == 80_000
+
+
+def test_memory_that_is_left_in_the_first_version(tmp_path: Path) -> None:
+    """The same in control groups of version 1."""
+    write(tmp_path, "proc/self/cgroup", "4:memory:/x\n")
+    write(tmp_path, "sys/fs/cgroup/memory/x/memory.limit_in_bytes", "1000\n")
+    write(tmp_path, "sys/fs/cgroup/memory/x/memory.usage_in_bytes", "1200\n")
+    assert free_memory_bytes(str(tmp_path)) == 0
