@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures as std
 import logging
 import math
@@ -10,7 +9,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskfarm.futures._arguments import check_sizes, copied, fail_unpicklable, pack_function
 from taskfarm.futures._ending import end_work, finish, note_broken
@@ -29,6 +28,9 @@ from taskfarm.runtime.session import Session, current
 from taskfarm.runtime.sharing import hold_until_done, sharing_of
 from taskfarm.wire.codec import Packed, pack
 from taskfarm.wire.work import pack_work as pack_task
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Executor"]
 
@@ -311,6 +313,8 @@ class Executor(OptionTaker, std.Executor):
 
     def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
         """As `submit`, but return a future that can be awaited; in a running event loop."""
+        import asyncio  # 20 ms, which every rank of every job would pay
+
         return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
     async def amap(
@@ -321,6 +325,8 @@ class Executor(OptionTaker, std.Executor):
         buffersize: int | None = None,
     ) -> AsyncIterator[T]:
         """As `map`, for ``async for``; the event loop runs while results are waited for."""
+        import asyncio
+
         self._check_open()
         if self._nested is not None:
             for item in zip(*iterables, strict=False):

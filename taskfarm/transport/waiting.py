@@ -29,6 +29,8 @@ POLL_GROWTH = 1.2
 MAX_SLEEP_S = 0.02  # bounds the latency that a lost ring costs
 LONG_WAIT_S = 0.25
 LONG_SLEEP_S = 0.05  # after LONG_WAIT_S; a wake-up costs some 0.1 ms of CPU, so 20 ms would be 0.5 %
+# With many ranks to a core the wake-ups add up: 64 idle ranks on 2 cores took 0.33 of a core with 50 ms.
+CROWDED_SLEEP_S = 1.0  # at most, however many they are; the bell ends a sleep at once
 POLLS_PER_YIELD = 16  # 10 us of spinning; the call takes 0.5 us where nobody else wants the core
 # After publishing, and after the bell has rung. A first MPI probe may only make progress and let the next one see the
 # message (MPICH 5.0.2): with one poll, a message was slept over for MAX_SLEEP_S.
@@ -46,8 +48,8 @@ class Waiter:
         This rank's doorbell.
     all_ring : bool
         Whether every rank that may send can ring the bell.
-    crowded : bool
-        Whether more than `CROWDED_RANKS_PER_CORE` ranks share a core.
+    ranks_per_core : float
+        How many ranks of the host share a core.
 
     Attributes
     ----------
@@ -55,10 +57,12 @@ class Waiter:
         How often to poll before a wait begins.
     """
 
-    def __init__(self, spin: bool, bell: Doorbell | None, all_ring: bool, crowded: bool = False) -> None:
+    def __init__(self, spin: bool, bell: Doorbell | None, all_ring: bool, ranks_per_core: float = 1.0) -> None:
         self.n_first_polls = FIRST_POLLS if spin else 1
         self._spin_s = SPIN_S if spin else 0.0
-        self._yield_s = CROWDED_YIELD_S if bell is not None and crowded else YIELD_S
+        crowding = ranks_per_core / CROWDED_RANKS_PER_CORE
+        self._yield_s = CROWDED_YIELD_S if bell is not None and crowding > 1 else YIELD_S
+        self._long_sleep_s = min(LONG_SLEEP_S * max(1.0, crowding), CROWDED_SLEEP_S)
         self._bell = bell
         self._all_ring = all_ring
         self._since: float | None = None
@@ -139,7 +143,7 @@ class Waiter:
     def _next_bell_sleep(self, waited: float) -> float:
         if not self._all_ring:
             return self._next_poll_sleep(waited)
-        return MAX_SLEEP_S if waited < LONG_WAIT_S else LONG_SLEEP_S
+        return MAX_SLEEP_S if waited < LONG_WAIT_S else self._long_sleep_s
 
     def _next_poll_sleep(self, waited: float) -> float:
         self._sleep_s = min(self._sleep_s * POLL_GROWTH, POLL_SLEEP_S if waited < LONG_WAIT_S else LONG_POLL_SLEEP_S)

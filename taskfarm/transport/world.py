@@ -29,7 +29,7 @@ from taskfarm.transport.comm import TrackedComm
 from taskfarm.transport.doorbell import Doorbell, host_key
 from taskfarm.transport.inlets import new_inlet
 from taskfarm.transport.mpi import MpiTransport
-from taskfarm.transport.waiting import CROWDED_RANKS_PER_CORE, Waiter
+from taskfarm.transport.waiting import Waiter
 
 __all__ = ["Opened", "Opening", "PeerInfo", "World", "cores_of_host", "current_world", "start_world"]
 
@@ -239,10 +239,9 @@ class Opening:
         on_host = [peer for peer in peers if peer.host == info.host]
         n_cores = cores_of_host(on_host)
         spin = len(on_host) <= n_cores if self._config.spin is None else self._config.spin
-        crowded = len(on_host) > CROWDED_RANKS_PER_CORE * n_cores
         usable = bell if bell is not None and len(neighbours) > 1 else None
         all_ring = usable is not None and usable.reaches(range(self._size))
-        waiter = Waiter(spin, usable, all_ring, crowded)
+        waiter = Waiter(spin, usable, all_ring, len(on_host) / n_cores)
         transport = MpiTransport(control, self._bulk, waiter, usable, new_inlet(control, self._config.receive))
         return Opened(transport, peers, secret, address, listener)
 

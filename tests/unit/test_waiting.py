@@ -83,7 +83,7 @@ def test_no_spinning_where_cores_are_shared(log: list[Any]) -> None:
 
 def test_many_ranks_to_a_core_sleep_soon(log: list[Any]) -> None:
     """With a bell to wake it, a rank does not take turns with those that work for longer than a moment."""
-    waiter = Waiter(False, FakeBell(log), True, crowded=True)  # type: ignore[arg-type]
+    waiter = Waiter(False, FakeBell(log), True, ranks_per_core=4)  # type: ignore[arg-type]
     assert polls(waiter, log, [5.0, 5.0 + CROWDED_YIELD_S / 2]) == [["yield"], ["yield"]]
     assert polls(waiter, log, [5.0 + CROWDED_YIELD_S * 1.1])[0] == [("publish", True)]
 
