@@ -12,7 +12,7 @@ import time
 
 from taskfarm.transport.doorbell import Doorbell
 
-__all__ = ["CROWDED_RANKS_PER_CORE", "POLLS_BEFORE_SLEEP", "Waiter"]
+__all__ = ["POLLS_BEFORE_SLEEP", "Waiter"]
 
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
 FIRST_POLLS = 32  # 10 us, before the clock is read for the first time: a partner that is awake answers within that

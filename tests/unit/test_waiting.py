@@ -118,6 +118,15 @@ def test_a_long_wait_sleeps_longer(log: list[Any]) -> None:
     assert done[-1] == [("bell", LONG_SLEEP_S)]
 
 
+@pytest.mark.parametrize(("ranks_per_core", "seconds"), [(0.5, LONG_SLEEP_S), (32, 16 * LONG_SLEEP_S), (1000, 1.0)])
+def test_many_ranks_to_a_core_sleep_longer(log: list[Any], ranks_per_core: float, seconds: float) -> None:
+    """The wake-ups of all idle ranks together stay few, however many share a core; nobody sleeps for over a second."""
+    waiter = Waiter(False, FakeBell(log), True, ranks_per_core)  # type: ignore[arg-type]
+    waiter.idle(0.0, FAR)
+    done = polls(waiter, log, [LONG_WAIT_S + 0.1] * (POLLS_BEFORE_SLEEP + 2))
+    assert done[-1] == [("bell", seconds)]
+
+
 def test_where_not_everybody_can_ring(log: list[Any]) -> None:
     """If some sender cannot ring, the sleep is as short as without a bell, and others can still ring."""
     waiter = Waiter(False, FakeBell(log), False)  # type: ignore[arg-type]
@@ -245,6 +254,17 @@ def test_a_rank_that_has_left_is_rung_without_harm(bells: list[Doorbell]) -> Non
     bells[1].publish(True)
     bells[1].close()
     bells[0].ring(1)
+
+
+@linux_only
+def test_many_ranks_of_one_host_find_each_other() -> None:
+    """More ranks than a socket's queue has room for prove that they share a host, all before its leader looks."""
+    secret = os.urandom(16).hex()
+    found = [Doorbell(secret, rank, 64) for rank in range(64)]
+    path = found[0].create_memory()
+    assert all([bell.join_memory(path, 0) for bell in found[1:]])
+    for bell in found:
+        bell.close()
 
 
 @linux_only
