@@ -262,7 +262,7 @@ def test_many_ranks_of_one_host_find_each_other() -> None:
     secret = os.urandom(16).hex()
     found = [Doorbell(secret, rank, 64) for rank in range(64)]
     path = found[0].create_memory()
-    assert all([bell.join_memory(path, 0) for bell in found[1:]])
+    assert all(bell.join_memory(path, 0) for bell in found[1:])
     for bell in found:
         bell.close()
 
