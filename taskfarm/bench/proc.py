@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "peak_bytes", "reset_peak", "resident_bytes"]
+__all__ = ["cpu_seconds", "peak_bytes", "proportional_bytes", "reset_peak", "resident_bytes"]
 
 _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 
@@ -27,6 +27,12 @@ def cpu_seconds(pid: int) -> float:
 def resident_bytes() -> int:
     """Return the resident memory of this process."""
     return _status("VmRSS")
+
+
+def proportional_bytes() -> int:
+    """Return the memory of this process, a page that n processes share counted as one n-th."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
 def peak_bytes() -> int:

@@ -1,19 +1,21 @@
-"""A farm with a virtual clock, to see what the dealer makes of given task times: a hundred thousand workers in seconds.
+"""A farm with a virtual clock, to see what the dealer makes of given task times: a hundred thousand workers in minutes.
 
 A message takes `latency_s` from rank 0 to a worker and as long back. Rank 0 handles one message at a time, each of
-which takes it `handling_s`. A worker runs its batches in the order in which they arrive, and gives back what it has not
-begun of one that takes too long, as the real one does.
+which takes it `handling_s`. With two levels it sends items to the controllers of groups, which are like it. A worker
+runs its batches in the order in which they arrive, and gives back what it has not begun of one that takes too long, as
+the real one does.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from taskfarm.scheduling.allotting import Allotter, report_s
 from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.scheduling.lanes import give_back_s
 
@@ -34,11 +36,14 @@ class Report:
         Batches that were dealt.
     runs : list of int
         How often each item was run.
+    busy : float
+        The part of the time, up to its last item, for which a worker ran items; over all workers.
     """
 
     makespan_s: float
     n_batches: int
     runs: list[int]
+    busy: float
 
 
 class _Worker:
@@ -54,7 +59,10 @@ class _Step(Enum):
 
     ARRIVES = "at its worker"
     ENDS = "on its worker"
-    IS_REPORTED = "to rank 0"
+    IS_REPORTED = "to its controller"
+    IS_ALLOTTED = "items are at a group"
+    IS_DUE = "a group reports what has ended"
+    IS_SUMMED_UP = "that report is at rank 0"
 
 
 class _Report(NamedTuple):
@@ -66,76 +74,158 @@ class _Report(NamedTuple):
     late: bool = False
 
 
-class _Farm:
-    """The simulated farm; see `simulate` for the parameters."""
+class _Site:
+    """A controller with its workers: rank 0, or one of the lower level; see `simulate` for the parameters."""
 
-    def __init__(
-        self, durations: Sequence[float], n_workers: int, latency_s: float, handling_s: float, unit: int
-    ) -> None:
-        self._durations = durations
-        self._latency_s = latency_s
-        self._handling_s = handling_s
+    def __init__(self, clock: _Clock, n_workers: int, unit: int) -> None:
+        self._clock = clock
         self._give_back_s = give_back_s(n_workers)
         self._unit = unit
         self._dealer = Dealer(range(1, n_workers + 1))
         self._dealer.on_job(_JOB, n_workers, unit)
         self._workers = {rank: _Worker() for rank in range(1, n_workers + 1)}
-        self._events: list[tuple[float, int, _Step, Batch, _Report]] = []
-        self._n_events = 0
-        self._n_read = 0
-        self._free_at = 0.0  # rank 0
-        self.runs = [0] * len(durations)
+        self._items: list[int] = []  # which item of all is the dealer's n-th
+        self.free_at = 0.0
         self.n_batches = 0
+        self.n_ended = 0  # items, since the last report to rank 0
+        self.seconds = 0.0  # that they took
 
-    def run(self) -> float:
-        """Return when the last report was handled."""
-        self._deal()
-        while self._events:
-            now, _, step, batch, report = heapq.heappop(self._events)
-            worker = self._workers[batch.worker]
-            if step is _Step.ARRIVES:
-                worker.waiting.append(batch)
-                self._start(worker, now)
-            elif step is _Step.ENDS:
-                worker.is_running = False
-                worker.idle_since = now
-                self._push(now + self._latency_s, _Step.IS_REPORTED, batch, report)
-                self._start(worker, now)
-            else:
-                self._free_at = max(self._free_at, now) + self._handling_s
-                self._dealer.on_done(batch.number, report.n_done, report.seconds, report.gap_s, late=report.late)
-                self._deal()
-        return self._free_at
+    @property
+    def n_wanted(self) -> int:
+        """How many more items should be here."""
+        return self._dealer.look_ahead(_JOB) - self._dealer.n_waiting(_JOB)
 
-    def _push(self, when: float, step: _Step, batch: Batch, report: _Report) -> None:
-        self._n_events += 1
-        heapq.heappush(self._events, (when, self._n_events, step, batch, report))
-
-    def _deal(self) -> None:
-        n = min(len(self._durations) - self._n_read, self._dealer.look_ahead(_JOB) - self._dealer.n_waiting(_JOB))
-        if n > 0:
-            self._n_read += n
-            self._dealer.on_items(_JOB, n)
+    def take(self, items: range) -> None:
+        """Take items, and deal what can be dealt."""
+        self._items.extend(items)
+        self._dealer.on_items(_JOB, len(items))
         for batch in self._dealer.deal():
             self.n_batches += 1
-            self._free_at += self._handling_s
-            self._push(self._free_at + self._latency_s, _Step.ARRIVES, batch, _Report())
+            self.free_at += self._clock.handling_s
+            self._clock.push(self.free_at + self._clock.latency_s, _Step.ARRIVES, self, batch)
+
+    def on_arrival(self, now: float, batch: Batch) -> None:
+        """Let a worker have a batch."""
+        self._workers[batch.worker].waiting.append(batch)
+        self._start(self._workers[batch.worker], now)
+
+    def on_end(self, now: float, batch: Batch, report: _Report) -> None:
+        """Let a worker send its report, and go on."""
+        worker = self._workers[batch.worker]
+        worker.is_running = False
+        worker.idle_since = now
+        self._clock.push(now + self._clock.latency_s, _Step.IS_REPORTED, self, batch, report)
+        self._start(worker, now)
+
+    def on_report(self, now: float, batch: Batch, report: _Report) -> None:
+        """Handle a worker's report."""
+        self.free_at = max(self.free_at, now) + self._clock.handling_s
+        self._dealer.on_done(batch.number, *report)
+        self.n_ended += report.n_done
+        self.seconds += report.seconds
 
     def _start(self, worker: _Worker, now: float) -> None:
         if worker.is_running or not worker.waiting:
             return
         batch = worker.waiting.popleft()
         worker.is_running = True
-        if worker.late and not batch.is_fresh:
-            self._push(now, _Step.ENDS, batch, _Report())
-            return
+        gap_s = now - worker.idle_since
         seconds, n_done = 0.0, 0
         while batch.start + n_done < batch.stop and (seconds < self._give_back_s or n_done % self._unit):
-            seconds += self._durations[batch.start + n_done]
-            self.runs[batch.start + n_done] += 1
+            seconds += self._clock.run(self._items[batch.start + n_done])
             n_done += 1
-        worker.late = seconds >= self._give_back_s and not batch.is_long
-        self._push(now + seconds, _Step.ENDS, batch, _Report(n_done, seconds, now - worker.idle_since, worker.late))
+        self._clock.busy_s += seconds
+        self._clock.waited_s += gap_s
+        self._clock.push(now + seconds, _Step.ENDS, self, batch, _Report(n_done, seconds, gap_s))
+
+
+class _Clock:
+    """Virtual time: what happens when, and which item takes how long."""
+
+    def __init__(self, durations: Sequence[float], latency_s: float, handling_s: float) -> None:
+        self._durations = durations
+        self._events: list[tuple[float, int, _Step, _Site, Any, _Report]] = []
+        self._n_events = 0
+        self.latency_s = latency_s
+        self.handling_s = handling_s
+        self.runs = [0] * len(durations)
+        self.busy_s = 0.0
+        self.waited_s = 0.0
+
+    def run(self, item: int) -> float:
+        """Note that an item is run; return how long it takes."""
+        self.runs[item] += 1
+        return self._durations[item]
+
+    def push(self, when: float, step: _Step, site: _Site, what: Any, report: _Report = _Report()) -> None:  # noqa: B008
+        """Have something happen."""
+        self._n_events += 1
+        heapq.heappush(self._events, (when, self._n_events, step, site, what, report))
+
+    def steps(self) -> Iterator[tuple[float, _Step, _Site, Any]]:
+        """Go through what happens, and yield what is not the business of a worker."""
+        while self._events:
+            now, _, step, site, what, report = heapq.heappop(self._events)
+            if step is _Step.ARRIVES:
+                site.on_arrival(now, what)
+            elif step is _Step.ENDS:
+                site.on_end(now, what, report)
+            else:
+                if step is _Step.IS_REPORTED:
+                    site.on_report(now, what, report)
+                yield now, step, site, what
+
+
+def _run_flat(clock: _Clock, n_items: int, n_workers: int, unit: int) -> tuple[float, int]:
+    """Let one controller feed all workers; return when it handled the last report, and how many batches it dealt."""
+    site = _Site(clock, n_workers, unit)
+    n_read = min(n_items, max(site.n_wanted, 0))
+    site.take(range(n_read))
+    for _ in clock.steps():
+        n = min(n_items - n_read, max(site.n_wanted, 0))
+        site.take(range(n_read, n_read + n))
+        n_read += n
+    return site.free_at, site.n_batches
+
+
+def _run_groups(clock: _Clock, n_items: int, sizes: Sequence[int], unit: int) -> tuple[float, int]:
+    """Let a controller feed the controllers of groups; return as `_run_flat`."""
+    sites = {_Site(clock, size, unit): group for group, size in enumerate(sizes)}
+    groups = list(sites)
+    allotter = Allotter(sizes)
+    allotter.on_items(n_items)
+    pause_s = report_s(len(sizes))
+    free_at = 0.0
+    due: set[_Site] = set()  # that are going to report
+
+    def deal() -> None:
+        nonlocal free_at
+        for portion in allotter.deal():
+            free_at += clock.handling_s
+            items = range(portion.start, portion.stop)
+            clock.push(free_at + clock.latency_s, _Step.IS_ALLOTTED, groups[portion.group], items)
+
+    deal()
+    for now, step, site, what in clock.steps():
+        if step is _Step.IS_ALLOTTED:
+            site.free_at = max(site.free_at, now) + clock.handling_s
+            site.take(what)
+        elif step is _Step.IS_REPORTED:
+            site.take(range(0))
+            if site not in due:
+                due.add(site)
+                clock.push(now + pause_s, _Step.IS_DUE, site, None)
+        elif step is _Step.IS_DUE:
+            due.discard(site)
+            site.free_at = max(site.free_at, now) + clock.handling_s
+            clock.push(site.free_at + clock.latency_s, _Step.IS_SUMMED_UP, site, (site.n_ended, site.seconds))
+            site.n_ended, site.seconds = 0, 0.0
+        else:
+            free_at = max(free_at, now) + clock.handling_s
+            allotter.on_report(sites[site], *what)
+            deal()
+    allotter.check_invariants()
+    return free_at, sum(site.n_batches for site in groups)
 
 
 def simulate(
@@ -145,6 +235,7 @@ def simulate(
     latency_s: float = 20e-6,
     handling_s: float = 10e-6,
     unit: int = 1,
+    group_size: int | None = None,
 ) -> Report:
     """Run one map over items that take `durations` seconds each.
 
@@ -160,7 +251,13 @@ def simulate(
         Seconds for which rank 0 is busy with one message.
     unit : int, optional
         Items that stay together.
+    group_size : int, optional
+        Workers per controller of a lower level; by default rank 0 feeds all workers itself.
     """
-    farm = _Farm(durations, n_workers, latency_s, handling_s, unit)
-    makespan_s = farm.run()
-    return Report(makespan_s, farm.n_batches, farm.runs)
+    clock = _Clock(durations, latency_s, handling_s)
+    if group_size is None:
+        makespan_s, n_batches = _run_flat(clock, len(durations), n_workers, unit)
+    else:
+        sizes = [min(group_size, n_workers - first) for first in range(0, n_workers, group_size)]
+        makespan_s, n_batches = _run_groups(clock, len(durations), sizes, unit)
+    return Report(makespan_s, n_batches, clock.runs, clock.busy_s / (clock.busy_s + clock.waited_s))

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from taskfarm.transport import blocks
@@ -54,6 +55,36 @@ def test_what_is_written_is_read(kind: str) -> None:
         memory[0] = 1
     with pytest.raises(FileNotFoundError):
         open_block(NUMBER, os.getpid(), descriptor)
+
+
+def test_large_block_begins_where_huge_pages_can() -> None:
+    """Every size from a huge page on is mapped aligned, holds what was written at both ends, and goes when unused."""
+    for size in (1 << 21, (1 << 21) + 1, 300_000_001):
+        block = Block(NUMBER, size)
+        block.write(size - 5, b"12345")
+        block.write(0, b"6")
+        block.seal(writable=False)
+        memory = block.map()
+        assert np.frombuffer(memory, np.uint8).ctypes.data % (1 << 21) == 0
+        assert (len(memory), bytes(memory[:2]), bytes(memory[-6:])) == (size, b"6\0", b"\00012345")
+        assert f"taskfarm-{NUMBER:x}" in Path("/proc/self/maps").read_text()
+        del memory
+        block.close()
+        assert f"taskfarm-{NUMBER:x}" not in Path("/proc/self/maps").read_text()
+
+
+def test_huge_pages_are_used_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that does not collapse is asked once and has small pages; one that is slow at it is not asked again."""
+    asked: list[tuple[int, int]] = []
+
+    def collapse(self: object, start: int, size: int) -> bool:
+        asked.append((start, size))
+        return False
+
+    monkeypatch.setattr(blocks._Mapping, "collapse", collapse)
+    Block(NUMBER, 300_000_000).close()
+    assert asked == [(0, 1 << 26)]
+    assert os.fstat(Block(NUMBER, 300_000_000).descriptor).st_blocks * 512 < 1_000_000
 
 
 def test_nothing_has_a_name(kind: str) -> None:

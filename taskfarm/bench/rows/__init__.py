@@ -9,7 +9,7 @@ from taskfarm.bench import works
 from taskfarm.bench.common import KB, MB
 from taskfarm.bench.functions import busy, noop
 from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, Row, Target, Unit
-from taskfarm.bench.rows import arrays, buffers, calls, executor, launching, memory, messages, tasks, waiting
+from taskfarm.bench.rows import arrays, buffers, calls, executor, launching, memory, messages, shared, tasks, waiting
 
 __all__ = ["RANKS", "all_rows"]
 
@@ -43,6 +43,7 @@ def all_rows(n_cores: int) -> tuple[Row, ...]:
         *_calls_and_messages(),
         *_arrays(),
         *_buffers(),
+        *_shared(),
         *_resources(),
         *_launching(),
         *_scaling(n_cores),
@@ -128,6 +129,16 @@ def _buffers() -> Iterator[Row]:
     for name, size in _SIZES[:3]:
         for way, about, make in ways:
             yield Row(f"buffer_{name}_{way}", f"{about}, in warm memory", [2], MS, partial(make, size), Target(1.1))
+
+
+def _shared() -> Iterator[Row]:
+    size = 1000 * MB
+    about = "share 1 GB until a worker has it, against one copy into fresh memory"
+    yield Row("share_1GB", about, [4], MS, partial(shared.sharing, size), Target(1.5), _LEAST)
+    about = "what sharing 1 GB adds to the memory of all ranks together"
+    yield Row("share_memory", about, [4], _TIMES_ARRAY, partial(shared.added_memory, size), Target(1.1, ""), _LEAST)
+    about = "read 256 MB of shared data in a task, against an array of its own"
+    yield Row("share_read", about, [2], MS, partial(shared.reading, 256 * MB), Target(1.1), _FEW)
 
 
 def _resources() -> Iterator[Row]:
