@@ -184,3 +184,12 @@ def test_mixed_farm(run_mpi: Launch[Result]) -> None:
     assert numbers(r"^greatest eigenvalue: (\S+)$", result.stdout)[-1] == 3.997348
     assert "has rows of shape (30, 60)" in result.stdout
     assert result.stdout.splitlines()[-1].endswith("both are right: True")
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_shared_table(run_mpi: Launch[Result], n: int) -> None:
+    """The table is read right by all workers, and is in memory once."""
+    result = run_mpi(EXAMPLES / "shared_table.py", n, launcher=RUN, args=["--megabytes", "200"], timeout_s=TIMEOUT_S)
+    assert result.check(0).stdout.splitlines()[-1] == "16 parts were summed up in place"
+    (added,) = numbers(r": (\d+) MB more than before", result.stdout)
+    assert 190 <= added <= 230

@@ -91,7 +91,7 @@ def calls_per_task(n_workers: int) -> float:
 
 
 def test_a_task_costs_the_same_among_many_ranks() -> None:
-    """With 1024 workers the controller calls no more functions for a task than with 128; each is a message of its own."""
+    """With 1024 workers the controller calls no more functions for a task, alone in its batch, than with 128."""
     few, many = calls_per_task(128), calls_per_task(1024)
     assert many <= 1.05 * few
 
