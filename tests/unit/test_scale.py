@@ -117,7 +117,7 @@ def test_memory_per_rank() -> None:
 def test_quit_and_forget_reach_every_rank_once(n_ranks: int) -> None:
     """One message per rank, at the end and for what a rank has kept, and none for what it has not."""
     crew, transports = new_crew(n_ranks - 1)
-    crew.known[1].add(7)
+    crew.supplies._known[1].add(7)
     crew.forget(7)
     crew.controller._byes.update(range(1, n_ranks))
     crew.controller.quit_workers(0.0)
