@@ -44,7 +44,7 @@ class _Incoming:
 
     def __init__(self, number: int, size_bytes: int, children: list[int]) -> None:
         self.children = children
-        self.n_missing = size_bytes
+        self.size_bytes = self.n_missing = size_bytes
         self.failure = b""
         self.block: Block | None = None
         self.memory: Any = None
@@ -56,6 +56,8 @@ class _Incoming:
 
     def take(self, offset: int, piece: Buffer) -> Buffer:
         """Put a piece into the block; return its memory there, or the piece itself where there is none."""
+        if not 0 <= offset <= offset + len(piece) <= self.size_bytes or len(piece) > self.n_missing:
+            raise ProtocolError(f"a piece of {len(piece)} bytes at {offset} of a block of {self.size_bytes}")
         self.n_missing -= len(piece)
         if self.block is not None:
             try:
@@ -98,10 +100,19 @@ class BlockReceiver:
         self._take(incoming, frame)
 
     def _begin(self, frame: Frame) -> None:
-        holders = np.frombuffer(frame.body, np.int64).tolist()
-        ours = [holders[place] for place in children(holders.index(self._transport.rank), len(holders))]
+        ours = self._children(frame)
         self._transport.send_to(ours, frame)
         self._incoming[frame.a] = _Incoming(frame.a, frame.b, ours)
+
+    def _children(self, frame: Frame) -> list[int]:
+        """Return the ranks that get the block from here."""
+        if len(frame.body) % 8 or frame.b < 1:
+            raise ProtocolError(f"a block of {frame.b} bytes, for holders in {len(frame.body)} bytes")
+        holders = np.frombuffer(frame.body, np.int64).tolist()
+        me, size = self._transport.rank, self._transport.size
+        if me not in holders[1:] or len(set(holders)) < len(holders) or not all(0 <= rank < size for rank in holders):
+            raise ProtocolError(f"a block for rank {me} among the holders {holders}")
+        return [holders[place] for place in children(holders.index(me), len(holders))]
 
     def _take(self, incoming: _Incoming, frame: Frame) -> None:
         piece = incoming.take(frame.b, frame.buffers[0])

@@ -224,6 +224,8 @@ def test_kinds_fit_the_head() -> None:
         "TEAM_DONE": 23,
         "TEAM_STOP": 24,
         "TEAM_FORGET": 25,
+        "SHARE": 26,
+        "SHARED": 27,
     }
 
 

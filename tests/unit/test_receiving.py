@@ -103,6 +103,38 @@ def test_stray_piece_changes_nothing() -> None:
         receiver.on_frame(0, Frame(Kind.SHARE, NUMBER, 0, ShareOption.PIECE, b"", [memoryview(b"x")]))
 
 
+@pytest.mark.parametrize(
+    ("size", "holders"),
+    [
+        (0, [0, 1]),
+        (-1, [0, 1]),
+        (10, []),
+        (10, [0, 2]),
+        (10, [1, 0]),
+        (10, [0, 1, 1]),
+        (10, [0, 1, 3]),
+        (10, [0, 1, -1]),
+    ],
+)
+def test_beginning_that_makes_no_sense_changes_nothing(size: int, holders: list[int]) -> None:
+    """A block of no size, or for holders among which this rank is not, or that do not exist, is refused."""
+    receiver = BlockReceiver(LocalHub(3).transports()[1], lambda number, block: None)
+    with pytest.raises(ProtocolError, match="a block"):
+        receiver.on_frame(0, Frame(Kind.SHARE, NUMBER, size, ShareOption.BEGIN, np.array(holders, np.int64).tobytes()))
+
+
+@pytest.mark.parametrize("offset", [-1, 91, 1 << 40])
+def test_piece_beyond_the_block_is_refused(offset: int) -> None:
+    """It would make the block larger, or take the place of another piece."""
+    kept: list[object] = []
+    receiver = BlockReceiver(LocalHub(2).transports()[1], lambda number, block: kept.append(block))
+    receiver.on_frame(0, Frame(Kind.SHARE, NUMBER, 100, ShareOption.BEGIN, np.arange(2).tobytes()))
+    with pytest.raises(ProtocolError, match="a piece of 10 bytes"):
+        receiver.on_frame(0, Frame(Kind.SHARE, NUMBER, offset, ShareOption.PIECE, b"", [memoryview(bytes(10))]))
+    receiver.on_frame(0, Frame(Kind.SHARE, NUMBER, 0, ShareOption.PIECE, b"", [memoryview(bytes(100))]))
+    assert len(kept) == 1
+
+
 def test_too_much_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block larger than the memory that is left is not begun."""
     monkeypatch.setattr(receiving, "free_memory_bytes", lambda: 1 << 20)
