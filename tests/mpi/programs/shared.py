@@ -6,13 +6,14 @@ import functools
 import gc
 import os
 import pickle
+import threading
 import time
 
 import numpy as np
 from tf_checks import equal, eventually, holds, raises, run_checks
 
 import taskfarm
-from taskfarm import Executor, UsageError
+from taskfarm import Executor, UsageError, objects, vm
 from taskfarm.runtime.surroundings import expected_world_size
 
 EX: Executor
@@ -187,6 +188,32 @@ def check_tasks_write_parts():
         with taskfarm.shared_array(3, np.int8) as small:
             EX.submit(fill, small, 2).result()
             equal(small.value.tolist(), [0, 0, 2])
+
+
+def check2_calls_and_tasks_of_the_other_faces():
+    with taskfarm.share(np.arange(100_000.0)) as shared:
+        equal(objects.call_all(read, shared, 5), [5.0] * expected_world_size(os.environ))
+        farm = vm.MPI()
+        farm.spawnFunction(read, (shared, 6), count=1)
+        message = farm.receiveMessage()[1]
+        equal((message.success, message.returnValue), (True, 6.0))
+        farm.receiveMessage()
+    with raises(UsageError, match="released"):
+        objects.call(read, shared, 5)
+
+
+def check_handles_of_other_threads_are_kept():
+    found = []
+
+    def work(i):
+        found.append(EX.submit(total, taskfarm.share(np.full(5_000, i))).result() == 5_000.0 * i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    equal(found, [True] * 8)
 
 
 def check_not_in_tasks():
