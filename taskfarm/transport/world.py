@@ -17,9 +17,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mpi4py import MPI
 
@@ -230,7 +230,7 @@ class Opening:
         info = PeerInfo(
             rank, MPI.Get_processor_name(), os.getpid(), n_cores, cpus, _versions(), serves, key, memory_key(), tags
         )
-        peers: list[PeerInfo] = control.allgather(info)
+        peers = _hold_parts_once(control.allgather(info))
         one_host = len({peer.key for peer in peers}) == 1
         listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=1024) if rank == 0 else None
         port = control.bcast(listener.getsockname()[1] if listener is not None else 0, 0)
@@ -269,6 +269,17 @@ class Opening:
         neighbours = [rank for rank in group if all_proven[rank]] if proven else []
         bell.connect(neighbours)
         return neighbours
+
+
+def _hold_parts_once(peers: Sequence[PeerInfo]) -> list[PeerInfo]:
+    """Return `peers` with equal parts being one object: the CPU set of a host with 128 cores takes 8 kB."""
+    held: dict[tuple[type, object], Any] = {}
+    names = [field.name for field in fields(PeerInfo)]
+    found = []
+    for peer in peers:
+        parts = [getattr(peer, name) for name in names]
+        found.append(PeerInfo(*(held.setdefault((type(part), part), part) for part in parts)))
+    return found
 
 
 def cores_of_host(peers: Sequence[PeerInfo]) -> int:

@@ -20,6 +20,7 @@ for module in (blocks, world):
 import taskfarm  # noqa: E402
 from taskfarm import Executor, UsageError  # noqa: E402
 from taskfarm.runtime import receiving, sharing  # noqa: E402
+from taskfarm.runtime.session import current  # noqa: E402
 
 sharing.memory_key = lambda: HERE
 EX: Executor
@@ -91,6 +92,13 @@ def spoil_host(rank):
     if MPI.COMM_WORLD.rank == rank or rank < 0:
         receiving.free_memory_bytes = (lambda: 1000) if rank > 0 else lambda: None
     time.sleep(0.1)
+
+
+def check4_what_ranks_tell_of_themselves_is_held_once():
+    peers = current().peers
+    equal([peer.rank for peer in peers], list(range(MPI.COMM_WORLD.size)))
+    equal([peer.memory_key for peer in peers], [f"host {rank // 2}" for rank in range(len(peers))])
+    holds(all(peer.serves is True and peer.cpus is peers[0].cpus for peer in peers), peers)
 
 
 def check4_no_written_arrays():
