@@ -12,7 +12,7 @@ import time
 
 from taskfarm.transport.doorbell import Doorbell
 
-__all__ = ["POLLS_BEFORE_SLEEP", "Waiter"]
+__all__ = ["POLLS_BEFORE_SLEEP", "RINGING_RANKS_PER_CORE", "Waiter"]
 
 SPIN_S = 300e-6  # longer than a round trip with a busy partner; short against a time slice
 FIRST_POLLS = 32  # 10 us, before the clock is read for the first time: a partner that is awake answers within that
@@ -29,8 +29,11 @@ POLL_GROWTH = 1.2
 MAX_SLEEP_S = 0.02  # bounds the latency that a lost ring costs
 LONG_WAIT_S = 0.25
 LONG_SLEEP_S = 0.05  # after LONG_WAIT_S; a wake-up costs some 0.1 ms of CPU, so 20 ms would be 0.5 %
-# With many ranks to a core the wake-ups add up: 64 idle ranks on 2 cores took 0.33 of a core with 50 ms.
-CROWDED_SLEEP_S = 1.0  # at most, however many they are; the bell ends a sleep at once
+# With very many ranks to a core each ring has the kernel put somebody off it in the middle of his work: an empty map
+# over 32 workers on 2 cores takes twice, over 64 four times as long as where they look by themselves (MPICH 5.0.2).
+RINGING_RANKS_PER_CORE = 8
+# But to look costs 30 us: 64 ranks on 2 cores take 0.41 of a core when idle. More of them look less often.
+POLLING_RANKS_PER_CORE = 32
 POLLS_PER_YIELD = 16  # 10 us of spinning; the call takes 0.5 us where nobody else wants the core
 # After publishing, and after the bell has rung. A first MPI probe may only make progress and let the next one see the
 # message (MPICH 5.0.2): with one poll, a message was slept over for MAX_SLEEP_S.
@@ -62,7 +65,8 @@ class Waiter:
         self._spin_s = SPIN_S if spin else 0.0
         crowding = ranks_per_core / CROWDED_RANKS_PER_CORE
         self._yield_s = CROWDED_YIELD_S if bell is not None and crowding > 1 else YIELD_S
-        self._long_sleep_s = min(LONG_SLEEP_S * max(1.0, crowding), CROWDED_SLEEP_S)
+        self._long_sleep_s = LONG_SLEEP_S * max(1.0, crowding)
+        self._stretch = max(1.0, ranks_per_core / POLLING_RANKS_PER_CORE)
         self._bell = bell
         self._all_ring = all_ring
         self._since: float | None = None
@@ -146,5 +150,6 @@ class Waiter:
         return MAX_SLEEP_S if waited < LONG_WAIT_S else self._long_sleep_s
 
     def _next_poll_sleep(self, waited: float) -> float:
-        self._sleep_s = min(self._sleep_s * POLL_GROWTH, POLL_SLEEP_S if waited < LONG_WAIT_S else LONG_POLL_SLEEP_S)
+        limit = POLL_SLEEP_S if waited < LONG_WAIT_S else LONG_POLL_SLEEP_S
+        self._sleep_s = min(self._sleep_s * POLL_GROWTH, limit * self._stretch)
         return self._sleep_s

@@ -29,7 +29,7 @@ from taskfarm.transport.comm import TrackedComm
 from taskfarm.transport.doorbell import Doorbell, host_key
 from taskfarm.transport.inlets import new_inlet
 from taskfarm.transport.mpi import MpiTransport
-from taskfarm.transport.waiting import Waiter
+from taskfarm.transport.waiting import RINGING_RANKS_PER_CORE, Waiter
 
 __all__ = ["Opened", "Opening", "PeerInfo", "World", "cores_of_host", "current_world", "start_world"]
 
@@ -239,9 +239,11 @@ class Opening:
         on_host = [peer for peer in peers if peer.host == info.host]
         n_cores = cores_of_host(on_host)
         spin = len(on_host) <= n_cores if self._config.spin is None else self._config.spin
-        usable = bell if bell is not None and len(neighbours) > 1 else None
+        ranks_per_core = len(on_host) / n_cores
+        rings = len(neighbours) > 1 and ranks_per_core <= RINGING_RANKS_PER_CORE
+        usable = bell if rings else None
         all_ring = usable is not None and usable.reaches(range(self._size))
-        waiter = Waiter(spin, usable, all_ring, len(on_host) / n_cores)
+        waiter = Waiter(spin, usable, all_ring, ranks_per_core)
         transport = MpiTransport(control, self._bulk, waiter, usable, new_inlet(control, self._config.receive))
         return Opened(transport, peers, secret, address, listener)
 

@@ -118,13 +118,22 @@ def test_a_long_wait_sleeps_longer(log: list[Any]) -> None:
     assert done[-1] == [("bell", LONG_SLEEP_S)]
 
 
-@pytest.mark.parametrize(("ranks_per_core", "seconds"), [(0.5, LONG_SLEEP_S), (32, 16 * LONG_SLEEP_S), (1000, 1.0)])
+@pytest.mark.parametrize(("ranks_per_core", "seconds"), [(0.5, LONG_SLEEP_S), (8, 4 * LONG_SLEEP_S)])
 def test_many_ranks_to_a_core_sleep_longer(log: list[Any], ranks_per_core: float, seconds: float) -> None:
-    """The wake-ups of all idle ranks together stay few, however many share a core; nobody sleeps for over a second."""
+    """The wake-ups of all idle ranks together stay few where many share a core."""
     waiter = Waiter(False, FakeBell(log), True, ranks_per_core)  # type: ignore[arg-type]
     waiter.idle(0.0, FAR)
     done = polls(waiter, log, [LONG_WAIT_S + 0.1] * (POLLS_BEFORE_SLEEP + 2))
     assert done[-1] == [("bell", seconds)]
+
+
+@pytest.mark.parametrize(("ranks_per_core", "seconds"), [(32, LONG_POLL_SLEEP_S), (128, 4 * LONG_POLL_SLEEP_S)])
+def test_very_many_ranks_to_a_core_look_less_often(log: list[Any], ranks_per_core: float, seconds: float) -> None:
+    """Without a bell, what all ranks of a core spend on looking stays the same, however many they are."""
+    waiter = Waiter(False, None, False, ranks_per_core)
+    waiter.idle(0.0, FAR)
+    done = polls(waiter, log, [LONG_WAIT_S + 1.0] * 60)
+    assert done[-1][0][1] == pytest.approx(seconds)
 
 
 def test_where_not_everybody_can_ring(log: list[Any]) -> None:
