@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskfarm.futures._arguments import check_sizes, copied, fail_unpicklable, pack_function
 from taskfarm.futures._ending import end_work, finish, note_broken
-from taskfarm.futures._future import Future, broken_type
+from taskfarm.futures._future import Future, broken_type, set_soon
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.futures._progress import Progress, items_in, shown
@@ -338,7 +338,7 @@ class Executor(OptionTaker, std.Executor):
         job = self._new_map(fn, items, star, chunksize, buffersize)
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
-        job.on_arrival = lambda: _set_soon(loop, arrived)
+        job.on_arrival = lambda: set_soon(loop, arrived)
         try:
             while True:
                 arrived.clear()
@@ -396,8 +396,3 @@ class Executor(OptionTaker, std.Executor):
         else:
             self.shutdown(wait=True)
         return None
-
-
-def _set_soon(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(event.set)

@@ -12,9 +12,11 @@ from taskfarm.errors import RankFailure, TaskfarmError
 from taskfarm.runtime.runner import exception_of
 
 if TYPE_CHECKING:
+    import asyncio
+
     from taskfarm.runtime.crew import Crew
 
-__all__ = ["AnyFuture", "ExecutorBrokenError", "Future", "broken", "broken_type"]
+__all__ = ["AnyFuture", "ExecutorBrokenError", "Future", "broken", "broken_type", "set_soon"]
 
 T = TypeVar("T")
 
@@ -103,3 +105,9 @@ def broken(failure: RankFailure | BaseException, why: str) -> ExecutorBrokenErro
 
 
 AnyFuture = Future[Any]
+
+
+def set_soon(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Set `event` in the thread of `loop`, if that still runs; from any thread."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)
