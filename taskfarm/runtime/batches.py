@@ -20,7 +20,7 @@ from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.results import ReplyOption, pack_results
 from taskfarm.runtime.runner import Outcome, decode_failure, encode_failure, exception_of, failure_of, flush_output
 from taskfarm.runtime.work import unpack_work
-from taskfarm.scheduling.lanes import give_back_s
+from taskfarm.scheduling.pacing import give_back_s
 from taskfarm.transport.base import Transport
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Buffer, Frame, Kind

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from taskfarm.errors import ProtocolError
-from taskfarm.scheduling.lanes import LONG_S, SHARES, SHORTEST_S, target_s
+from taskfarm.scheduling.pacing import LONG_S, SHARES, SHORTEST_S, target_s
 
 __all__ = ["Allotter", "Portion", "report_s"]
 

@@ -17,39 +17,28 @@ An item that takes much longer than its job's pace said holds up nobody: the wor
 not begun of the batch, and all batches that were dealt before rank 0 knew, and they are dealt anew. Where a chunk size
 was asked for, that many items stay together in all of this.
 
-Nothing here knows the time; what took how long comes in as an argument.
+A worker may be *lost*. Whatever it had may have been begun, so that is an attempt of each of these items, and one of
+them may have been the cause. They are in *doubt*: each is dealt again alone, to a worker that has nothing else and gets
+nothing else meanwhile, so the next loss blames exactly one item. An item that has used up its retries has failed.
+While an item in doubt waits, workers get one batch at a time, so that one of them becomes free soon.
+
+Workers that somebody else needs are *held* (see `taskfarm.scheduling.lanes`): they get nothing more, or only what
+should end in time.
+
+Nothing here knows the time; it comes in as an argument, as does what took how long.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from taskfarm.errors import ProtocolError
-from taskfarm.scheduling.lanes import (
-    BYTES_CALMING,
-    CALMING,
-    FORGET,
-    LONG_S,
-    LOOK_AHEAD_BYTES,
-    LOOK_AHEAD_S,
-    MAX_DEPTH,
-    MAX_LOOK_AHEAD,
-    MAX_WAY_S,
-    MIN_LOOK_AHEAD,
-    SMALL_BYTES,
-    STARVED,
-    TARGET_S,
-    UNKNOWN_S,
-    Job,
-    Lane,
-    give_back_s,
-    target_s,
-)
+from taskfarm.scheduling.lanes import Lane, Lanes
+from taskfarm.scheduling.pacing import MIN_LOOK_AHEAD, RETRIES, JobPace, Loss
 
-__all__ = ["LOOK_AHEAD_S", "TARGET_S", "Batch", "Dealer", "give_back_s", "target_s"]
+__all__ = ["Batch", "Dealer", "LostBatch"]
 
 
 class Batch(NamedTuple):
@@ -70,6 +59,13 @@ class Batch(NamedTuple):
     stop: int
 
 
+class LostBatch(NamedTuple):
+    """A batch that was lost with its worker, and the lost attempts of those items that are not tried again."""
+
+    batch: Batch
+    failed: dict[int, tuple[Loss, ...]]
+
+
 class Dealer:
     """Deals the items of jobs to workers.
 
@@ -80,25 +76,24 @@ class Dealer:
 
     Attributes
     ----------
+    lanes : Lanes
+        The workers. Who needs some for something else holds them there.
     flying : dict of int to Batch
         Batches that were dealt and have not come back, by number.
     """
 
     def __init__(self, workers: Iterable[int]) -> None:
-        self._lanes = {worker: Lane(worker, index) for index, worker in enumerate(workers)}
-        self._idle: OrderedDict[int, Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
-        self._roomy: OrderedDict[int, Lane] = OrderedDict()  # busy, with room for one more batch
-        self._jobs: dict[int, Job] = {}
-        self._holes: OrderedDict[int, Lane] = OrderedDict()  # held and idle, and may be dealt what ends soon
-        self.newly_idle: list[int] = []  # held workers that have nothing to do any more, for whoever holds them
-        self._turn: OrderedDict[int, Job] = OrderedDict()  # jobs with waiting items, whose turn comes next first
+        self.lanes = Lanes(workers)
+        self._jobs: dict[int, JobPace] = {}
+        self._turn: OrderedDict[int, JobPace] = OrderedDict()  # jobs with waiting items, whose turn comes next first
         self._n_dealt = 0
+        self._n_doubtful = 0  # items of all jobs that are in doubt and wait
         self._plans: dict[int, tuple[float, float]] = {}  # seconds expected for a batch, and for those before it
         self.flying: dict[int, Batch] = {}
 
     # Events
 
-    def on_job(self, number: int, n_workers: int, unit: int = 1) -> None:
+    def on_job(self, number: int, n_workers: int, unit: int = 1, retries: int = RETRIES) -> None:
         """Note a new job.
 
         Parameters
@@ -109,8 +104,15 @@ class Dealer:
             How many of the workers it may use.
         unit : int, optional
             Items that stay together: a batch has a multiple of it.
+        retries : int
+            How often an item is tried again whose worker was lost.
         """
-        self._jobs[number] = Job(number, min(n_workers, len(self._lanes)), unit)
+        self._jobs[number] = JobPace(number, max(1, min(n_workers, len(self.lanes))), unit, retries)
+
+    def limit_retries(self, number: int, item: int, retries: int) -> None:
+        """Have another number of retries than the job's hold for one item, which has not ended."""
+        if number in self._jobs:
+            self._jobs[number].limits[item] = retries
 
     def on_items(self, number: int, n: int) -> None:
         """Note that `n` more items of job `number` are available."""
@@ -152,45 +154,98 @@ class Dealer:
             If there is no such batch, or it does not have so many items.
         """
         batch, ahead_s = self._landed(number, n_done)
-        job = self._jobs.get(batch.job)
-        if job is not None:
-            if n_done:
-                job.seconds = job.seconds * FORGET + seconds
-                job.weight = job.weight * FORGET + n_done
-                job.largest = max(job.largest, n_done)
-                job.item_bytes = max(1.0, BYTES_CALMING * job.item_bytes, size_bytes / n_done)
-            if batch.start + n_done < batch.stop:
-                self._put_back(job, [(batch.start + n_done, batch.stop)])
-            if not job.n_flying and not job.n_waiting:  # what comes next may be of another kind
-                job.seconds = job.weight = 0.0
-                job.largest = 1
-        lane = self._lanes[batch.worker]
-        if n_done:
-            self._adapt(lane, seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
-        lane.was_late |= late
-        self._place(lane)
+        if n_done and (job := self._jobs.get(batch.job)) is not None:
+            job.on_results(n_done, size_bytes)
+        self._learn(batch, n_done, seconds, gap_s, ahead_s, batch.start + n_done)
         return batch
+
+    def on_item_lost(
+        self, number: int, position: int | None, cause: str, *, may_retry: bool = True
+    ) -> tuple[Batch, tuple[Loss, ...]]:
+        """Take in that all of a batch was lost, but not its worker: its task child died, and there is another one.
+
+        The item at `position` is charged, all are dealt again like any other item. If the position is not known (None),
+        and there are several items, they are dealt one by one, and none is charged.
+
+        Returns
+        -------
+        tuple of Batch and tuple of Loss
+            The batch, and the lost attempts of the item if it is not tried again, else nothing.
+
+        Raises
+        ------
+        ProtocolError
+            If there is no such batch, or no such item in it.
+        """
+        flying = self.flying.get(number)
+        if position is None and flying is not None and flying.stop - flying.start == 1:
+            position = 0
+        batch, _ = self._landed(number, position or 0, n_lost=1)
+        job = self._jobs.get(batch.job)
+        story: tuple[Loss, ...] = ()
+        if job is not None and position is None:
+            self._doubt(job, range(batch.start, batch.stop))
+        elif job is not None:
+            item = batch.start + (position or 0)
+            story = job.charge(item, Loss(batch.worker, cause), may_retry)
+            again = [(batch.start, item), (item, item if story else item + 1), (item + 1, batch.stop)]
+            self._put_back(job, [(start, stop) for start, stop in again if start < stop])
+        self._place(self.lanes[batch.worker])
+        return batch, story
+
+    def on_worker_lost(self, worker: int, cause: str) -> list[LostBatch]:
+        """Take in that a worker is gone: what it had is dealt again, but never to it. May be repeated.
+
+        Returns
+        -------
+        list of LostBatch
+            What it had, in the order in which it was dealt.
+        """
+        if worker not in self.lanes:
+            return []
+        lost = []
+        loss = Loss(worker, cause)
+        for batch in [batch for batch in self.flying.values() if batch.worker == worker]:
+            self._landed(batch.number, 0)
+            job = self._jobs.get(batch.job)
+            failed = {}
+            if job is not None:
+                stories = {item: job.charge(item, loss) for item in range(batch.start, batch.stop)}
+                failed = {item: story for item, story in stories.items() if story}
+            lost.append(LostBatch(batch, failed))
+        for batch, failed in reversed(lost):
+            job = self._jobs.get(batch.job)
+            if job is not None:
+                self._doubt(job, [item for item in range(batch.start, batch.stop) if item not in failed])
+        self.lanes.lose(worker)
+        for job in self._jobs.values():
+            job.n_workers = max(1, min(job.n_workers, len(self.lanes)))
+        return lost
 
     def on_packed(self, number: int, size_bytes: int) -> None:
         """Note that a batch that was dealt takes so many bytes."""
-        if size_bytes > SMALL_BYTES:
-            batch = self.flying[number]
-            job = self._jobs[batch.job]
-            job.item_bytes = max(job.item_bytes, size_bytes / (batch.stop - batch.start))
+        batch = self.flying[number]
+        self._jobs[batch.job].on_packed(batch.stop - batch.start, size_bytes)
 
     def on_unsent(self, number: int) -> Batch:
         """Take back a batch that could not be sent as a whole; its items are dealt one by one."""
         batch, _ = self._landed(number, 0)
         job = self._jobs.get(batch.job)
-        if job is not None and batch.stop - batch.start > 1:
-            self._put_back(job, [(item, item + 1) for item in range(batch.start, batch.stop)])
-        self._replace(batch)
+        if job is not None:
+            if batch.stop - batch.start > 1:
+                self._put_back(job, [(item, item + 1) for item in range(batch.start, batch.stop)])
+            else:
+                job.forget(batch.start, batch.stop)
+        self._place(self.lanes[batch.worker])
         return batch
 
     def on_void(self, number: int) -> Batch:
         """Take in that there is nothing to do about the items of a batch, or nothing more."""
         batch, _ = self._landed(number, 0)
-        self._replace(batch)
+        job = self._jobs.get(batch.job)
+        if job is not None:
+            job.forget(batch.start, batch.stop)
+        self._place(self.lanes[batch.worker])
         return batch
 
     def drop_waiting(self, number: int) -> list[tuple[int, int]]:
@@ -198,7 +253,9 @@ class Dealer:
         job = self._jobs.get(number)
         if job is None:
             return []
-        dropped = list(job.waiting)
+        dropped = [(item, item + 1) for item in job.doubtful] + list(job.waiting)
+        self._n_doubtful -= len(job.doubtful)
+        job.doubtful.clear()
         job.waiting.clear()
         job.n_waiting = 0
         self._turn.pop(number, None)
@@ -214,14 +271,16 @@ class Dealer:
     def deal(self, now: float = 0.0) -> Iterator[Batch]:
         """Yield, one by one, the batches that should leave `now` (seconds; it matters only for held workers)."""
         passed = 0
-        while self._turn and passed < len(self._turn) and (self._idle or self._roomy or self._holes):
+        while self._turn and passed < len(self._turn) and self.lanes.has_room:
             number, job = self._turn.popitem(last=False)
             self._turn[number] = job
-            lane = self._pick(job) or self._pick_hole(job, now)
+            lane = self.lanes.pick(job, now, only_idle=self._n_doubtful > 0)
             if lane is None or (lane.n_flying and job.is_small()):
                 passed += 1
                 continue
             passed = 0
+            lane.is_reserved = bool(job.doubtful)
+            self._n_doubtful -= lane.is_reserved
             start, stop = job.take(job.batch_size())
             if not job.n_waiting:
                 del self._turn[number]
@@ -245,12 +304,7 @@ class Dealer:
     def look_ahead(self, number: int) -> int:
         """Return how many items of a job should be available, so that no worker waits for the one who supplies them."""
         job = self._jobs.get(number)
-        if job is None:  # not announced yet
-            return MIN_LOOK_AHEAD
-        task_s = job.task_s()
-        least = MIN_LOOK_AHEAD * job.unit
-        ahead = least if task_s is None else int(min(max(LOOK_AHEAD_S / task_s, least), max(MAX_LOOK_AHEAD, least)))
-        return max(min(ahead * job.n_workers, int(LOOK_AHEAD_BYTES / job.item_bytes)), least * job.n_workers)
+        return MIN_LOOK_AHEAD if job is None else job.look_ahead()  # None: not announced yet
 
     @property
     def has_waiting(self) -> bool:
@@ -262,40 +316,19 @@ class Dealer:
         job = self._jobs.get(number)
         return 0 if job is None else job.n_waiting
 
+    @property
+    def workers(self) -> list[int]:
+        """The workers that are not lost."""
+        return self.lanes.workers
+
+    def losses(self, number: int, item: int) -> Sequence[Loss]:
+        """Return the attempts of an item that were lost; empty once it has ended."""
+        job = self._jobs.get(number)
+        return () if job is None else tuple(job.losses.get(item, ()))
+
     def n_busy(self) -> int:
         """Return the number of workers that have something to do, or are held for something."""
-        return len(self._lanes) - len(self._idle)
-
-    # Workers that somebody else needs
-
-    def hold(self, worker: int, until: float = -math.inf) -> None:
-        """Deal nothing more to `worker`, but for single batches that should end by `until` (seconds)."""
-        lane = self._lanes[worker]
-        lane.until = until
-        self._place(lane)
-
-    def release(self, worker: int) -> None:
-        """Deal to `worker` again."""
-        self.hold(worker, math.inf)
-
-    def is_held(self, worker: int) -> bool:
-        """Tell whether `worker` is held."""
-        return self._lanes[worker].until < math.inf
-
-    def is_idle(self, worker: int) -> bool:
-        """Tell whether nothing is under way to `worker`."""
-        return not self._lanes[worker].n_flying
-
-    def idle(self) -> Collection[int]:
-        """Return the workers that have nothing to do and are not held; live."""
-        return self._idle
-
-    def ready_at(self, worker: int, now: float) -> float:
-        """Return when (seconds) `worker` should have done what is under way to it; infinite if nobody knows."""
-        lane = self._lanes[worker]
-        if lane.flying_s >= UNKNOWN_S:
-            return math.inf
-        return max(now, lane.dealt + lane.flying_s) if lane.n_flying else now
+        return len(self.lanes) - len(self.lanes.idle)
 
     def task_s(self, number: int) -> float | None:
         """Return the measured seconds per item of a job, None while there is no measurement."""
@@ -303,91 +336,57 @@ class Dealer:
 
     def check_invariants(self) -> None:
         """Assert what must hold between two events."""
-        for lane in self._lanes.values():
-            flying = sum(batch.worker == lane.worker for batch in self.flying.values())
-            assert flying == lane.n_flying
-            is_held = lane.until < math.inf
-            assert (lane.worker in self._idle) == (not lane.n_flying and not is_held)
-            assert (lane.worker in self._roomy) == (lane.n_flying > 0 and lane.has_room and not is_held)
-            assert (lane.worker in self._holes) == (not lane.n_flying and -math.inf < lane.until < math.inf)
-            assert 1 <= lane.least <= 2
-            assert lane.n_flying <= MAX_DEPTH
+        self.lanes.check_invariants()
+        for worker in self.lanes.workers:
+            flying = sum(batch.worker == worker for batch in self.flying.values())
+            assert flying == self.lanes[worker].n_flying
+        assert all(batch.worker in self.lanes for batch in self.flying.values())
+        assert self._n_doubtful == sum(len(job.doubtful) for job in self._jobs.values())
         for number, job in self._jobs.items():
-            assert job.n_waiting == sum(stop - start for start, stop in job.waiting)
+            assert job.n_waiting == sum(stop - start for start, stop in job.waiting) + len(job.doubtful)
             assert (number in self._turn) == (job.n_waiting > 0)
 
     # Details
 
-    def _landed(self, number: int, n_done: int) -> tuple[Batch, float]:
+    def _landed(self, number: int, n_done: int, n_lost: int = 0) -> tuple[Batch, float]:
         batch = self.flying.get(number)
-        if batch is None or not 0 <= n_done <= batch.stop - batch.start:
+        if batch is None or not 0 <= n_done <= batch.stop - batch.start - n_lost:
             raise ProtocolError(f"batch {number} with {n_done} items done is not one that was dealt")
         del self.flying[number]
         expected_s, ahead_s = self._plans.pop(number)
-        lane = self._lanes[batch.worker]
+        lane = self.lanes[batch.worker]
         lane.n_flying -= 1
+        lane.is_reserved = False
         lane.flying_s = lane.flying_s - expected_s if lane.n_flying else 0.0
         job = self._jobs.get(batch.job)
         if job is not None:
             job.n_flying -= 1
         return batch, ahead_s
 
-    def _put_back(self, job: Job, ranges: list[tuple[int, int]]) -> None:
-        job.waiting.extendleft(reversed(ranges))
-        job.n_waiting += sum(stop - start for start, stop in ranges)
-        self._turn.setdefault(job.number, job)
+    def _learn(self, batch: Batch, n_done: int, seconds: float, gap_s: float, ahead_s: float, undone: int) -> None:
+        """Take in what a report says; the items from `undone` on are dealt anew."""
+        job = self._jobs.get(batch.job)
+        if job is not None:
+            job.learn(batch.start, n_done, seconds)
+            if undone < batch.stop:
+                self._put_back(job, [(undone, batch.stop)])
+            if not job.n_flying and not job.n_waiting:
+                job.forget_pace()
+        lane = self.lanes[batch.worker]
+        lane.adapt(seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
+        self._place(lane)
 
-    def _adapt(self, lane: Lane, seconds: float, gap_s: float, ahead_s: float) -> None:
-        """Learn from what a worker tells of a batch, which was dealt when it had work for `ahead_s` seconds."""
-        if gap_s > STARVED * seconds:
-            lane.way_s = max(lane.way_s, min(gap_s + ahead_s, MAX_WAY_S))
-        lane.way_s *= CALMING
-        is_long = seconds >= LONG_S and lane.way_s <= STARVED * seconds
-        lane.least = 1 if is_long else 2
+    def _put_back(self, job: JobPace, ranges: Sequence[tuple[int, int]]) -> None:
+        job.put_back(ranges)
+        if ranges:
+            self._turn.setdefault(job.number, job)
 
-    def _pick(self, job: Job) -> Lane | None:
-        for lanes in (self._idle, self._roomy):
-            for lane in lanes.values():
-                if lane.index < job.n_workers:
-                    return lane
-        return None
-
-    def _pick_hole(self, job: Job, now: float) -> Lane | None:
-        """Return a held worker that would be through with a batch of `job` in time."""
-        if self._holes and job.task_s() is not None:
-            end = now + job.expected_s(min(job.batch_size(), job.n_waiting))
-            for lane in self._holes.values():
-                if lane.index < job.n_workers and end <= lane.until:
-                    return lane
-        return None
-
-    def _place_held(self, lane: Lane) -> None:
-        self._idle.pop(lane.worker, None)
-        self._roomy.pop(lane.worker, None)
-        if lane.n_flying:
-            self._holes.pop(lane.worker, None)
-            return
-        lane.rested = True
-        lane.least = 1
-        self.newly_idle.append(lane.worker)
-        if lane.until > -math.inf:
-            self._holes.setdefault(lane.worker, lane)
-        else:
-            self._holes.pop(lane.worker, None)
+    def _doubt(self, job: JobPace, items: Sequence[int]) -> None:
+        if items:
+            job.doubtful.extendleft(reversed(items))
+            job.n_waiting += len(items)
+            self._n_doubtful += len(items)
+            self._turn.setdefault(job.number, job)
 
     def _place(self, lane: Lane) -> None:
-        if lane.until < math.inf:
-            self._place_held(lane)
-            return
-        self._holes.pop(lane.worker, None)
-        if lane.n_flying == 0:
-            self._roomy.pop(lane.worker, None)
-            self._idle.setdefault(lane.worker, lane)
-            if not self._turn:
-                lane.rested = True
-                lane.least = 1  # what comes next may be of another kind
-        else:
-            self._idle.pop(lane.worker, None)
-            self._roomy.pop(lane.worker, None)
-            if lane.has_room:
-                self._roomy[lane.worker] = lane  # at the end: the workers take turns
+        self.lanes.place(lane, has_waiting=bool(self._turn))

@@ -1,49 +1,22 @@
-"""What the dealer knows of one worker and of one job, and the numbers that it goes by."""
+"""The workers as the dealer sees them: who has nothing to do, who has room for more, who is held for something else."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
 
-__all__ = ["Job", "Lane", "give_back_s", "target_s"]
+from taskfarm.scheduling.pacing import CALMING, LONG_S, MAX_DEPTH, MAX_WAY_S, STARVED, UNKNOWN_S, JobPace
 
-# Seconds. A message costs some 20 us of rank 0 and of the worker, which is 1 % of this.
-TARGET_S = 2e-3
-HANDLING_S = 50e-6  # of rank 0 per batch and worker, with room to spare: more than 40 workers get longer batches
-GIVE_BACK = 5  # a batch that has taken so many times the target was dealt on a wrong guess
-LONG_S = 50e-3  # a batch from here on loses less than 1 % by the way to rank 0 and back, even if that is busy
-LOOK_AHEAD_S = 0.1  # work per worker to have ready, since whoever supplies the items may be busy with something else
-UNKNOWN_S = 1e3  # taken for a batch of which nothing is known: nothing is sent behind it
-MAX_WAY_S = 0.1  # longer than rank 0 is ever busy without looking, unless in C code that holds the interpreter
-STARVED = 0.02  # part of a batch's time for which a worker may have waited for it
-MAX_DEPTH = 64  # batches at once; of the shortest tasks (2 us with their message) some 0.1 ms
-CALMING = 0.995  # per batch: a way that was long once is forgotten after some hundred batches
-GROWTH = 8  # a batch is at most so many times as large as the largest that was measured
-SHARES = 2  # a batch is at most 1 / SHARES of a worker's share of what is waiting
-FORGET = 0.8  # weight of the past, per batch
-MAX_LOOK_AHEAD = 1 << 17  # items per worker: a list of so many small integers takes 5 MB
-MIN_LOOK_AHEAD = 4  # batches per worker
-BATCH_BYTES = 4 << 20  # of a batch, where an item is not larger: its message takes longer than the target anyhow
-LOOK_AHEAD_BYTES = 64 << 20  # of a job
-SMALL_BYTES = 16 << 10  # a batch that is not larger says nothing about the size of the next one
-BYTES_CALMING = 0.9  # per batch: how fast large items are forgotten
-SHORTEST_S = 1e-8  # nothing in Python takes less
-
-
-def target_s(n_workers: int) -> float:
-    """Return how many seconds a batch should take where there are `n_workers` workers."""
-    return max(TARGET_S, n_workers * HANDLING_S)
-
-
-def give_back_s(n_workers: int) -> float:
-    """Return after how many seconds a worker gives back what it has not begun of a batch."""
-    return GIVE_BACK * target_s(n_workers)
+__all__ = ["Lane", "Lanes"]
 
 
 class Lane:
     """What is known of one worker."""
 
-    __slots__ = ("dealt", "first", "flying_s", "index", "least", "n_flying", "rested", "until", "way_s", "worker")
+    __slots__ = (
+        "dealt", "first", "flying_s", "index", "is_reserved", "least", "n_flying", "rested", "until", "way_s", "worker",
+    )  # fmt: skip
 
     def __init__(self, worker: int, index: int) -> None:
         self.worker = worker
@@ -55,63 +28,172 @@ class Lane:
         self.first = 0  # number of the batch that ended that
         self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
         self.dealt = 0.0  # when the last batch was dealt
+        self.is_reserved = False  # for the one item that it has, which may cost it its life
         self.until = math.inf  # held: only what should end by then is dealt to it, one batch at a time
 
     @property
     def has_room(self) -> bool:
         """Whether one more batch should be on its way."""
+        if self.is_reserved:
+            return False
         return self.n_flying < self.least or (self.flying_s < self.way_s and self.n_flying < MAX_DEPTH)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody else needs the worker."""
+        return self.until < math.inf
 
-class Job:
-    """What is known of one job."""
+    def rest(self) -> None:
+        """Note that there is nothing to do for the worker; what comes next may be of another kind."""
+        self.rested = True
+        self.least = 1
 
-    __slots__ = (
-        "item_bytes", "largest", "n_flying", "n_items", "n_waiting", "n_workers", "number", "seconds", "unit",
-        "waiting", "weight",
-    )  # fmt: skip
+    def adapt(self, seconds: float, gap_s: float, ahead_s: float) -> None:
+        """Learn from what the worker tells of a batch, which was dealt when it had work for `ahead_s` seconds."""
+        if gap_s > STARVED * seconds:
+            self.way_s = max(self.way_s, min(gap_s + ahead_s, MAX_WAY_S))
+        self.way_s *= CALMING
+        is_long = seconds >= LONG_S and self.way_s <= STARVED * seconds
+        self.least = 1 if is_long else 2
 
-    def __init__(self, number: int, n_workers: int, unit: int) -> None:
-        self.number = number
-        self.n_workers = n_workers
-        self.unit = unit
-        self.item_bytes = 1.0
-        self.n_items = 0
-        self.n_waiting = 0
-        self.n_flying = 0
-        self.waiting: deque[tuple[int, int]] = deque()
-        self.seconds = 0.0
-        self.weight = 0.0
-        self.largest = 1
 
-    def task_s(self) -> float | None:
-        """Return the seconds that an item takes, None while that is not known."""
-        return max(self.seconds / self.weight, SHORTEST_S) if self.weight else None
+class Lanes:
+    """All workers.
 
-    def expected_s(self, n: int) -> float:
-        """Return how long a batch of `n` items should keep a worker busy, for deciding whether to send another one."""
-        task_s = self.task_s()
-        return UNKNOWN_S if task_s is None else max(n * task_s, HANDLING_S)
+    Parameters
+    ----------
+    workers : iterable of int
+        Their ranks.
 
-    def is_small(self) -> bool:
-        """Tell whether all that waits is not worth a message to a worker that has something to do."""
-        return bool(self.weight) and self.n_waiting * self.seconds < HANDLING_S * self.weight
+    Attributes
+    ----------
+    newly_idle : list of int
+        Held workers that have nothing to do any more, for whoever holds them.
+    """
 
-    def batch_size(self) -> int:
-        """Return the number of items that the next batch should have."""
-        task_s = self.task_s()
-        if task_s is None:
-            return self.unit
-        wanted = min(int(target_s(self.n_workers) / task_s), GROWTH * self.largest, int(BATCH_BYTES / self.item_bytes))
-        share = -(-self.n_waiting // (SHARES * self.n_workers))
-        size = min(wanted, max(share, int(HANDLING_S / task_s)))
-        return max(size // self.unit, 1) * self.unit  # one item may be larger than a batch
+    def __init__(self, workers: Iterable[int]) -> None:
+        self._lanes = {worker: Lane(worker, index) for index, worker in enumerate(workers)}
+        self._idle: OrderedDict[int, Lane] = OrderedDict((lane.worker, lane) for lane in self._lanes.values())
+        self._roomy: OrderedDict[int, Lane] = OrderedDict()  # busy, with room for one more batch
+        self._holes: OrderedDict[int, Lane] = OrderedDict()  # held and idle, and may be dealt what ends soon
+        self.newly_idle: list[int] = []
 
-    def take(self, size: int) -> tuple[int, int]:
-        """Remove up to `size` consecutive items from those that wait, and return where they start and stop."""
-        start, stop = self.waiting.popleft()
-        if stop - start > size:
-            self.waiting.appendleft((start + size, stop))
-            stop = start + size
-        self.n_waiting -= stop - start
-        return start, stop
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __contains__(self, worker: int) -> bool:
+        return worker in self._lanes
+
+    def __getitem__(self, worker: int) -> Lane:
+        return self._lanes[worker]
+
+    @property
+    def workers(self) -> list[int]:
+        """The workers that are not lost."""
+        return list(self._lanes)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether anything can be dealt to anybody."""
+        return bool(self._idle or self._roomy or self._holes)
+
+    @property
+    def idle(self) -> Collection[int]:
+        """The workers that have nothing to do and are not held; live."""
+        return self._idle
+
+    # Whom to deal to
+
+    def pick(self, job: JobPace, now: float, *, only_idle: bool) -> Lane | None:
+        """Return a worker for a batch of `job` that leaves `now`, or None."""
+        for lanes in (self._idle,) if only_idle else (self._idle, self._roomy):
+            for lane in lanes.values():
+                if lane.index < job.n_workers:
+                    return lane
+        return self._pick_hole(job, now) if self._holes else None
+
+    def _pick_hole(self, job: JobPace, now: float) -> Lane | None:
+        """Return a held worker that would be through with a batch of `job` in time."""
+        if job.task_s() is not None and not job.doubtful:
+            end = now + job.expected_s(min(job.batch_size(), job.n_waiting))
+            for lane in self._holes.values():
+                if lane.index < job.n_workers and end <= lane.until:
+                    return lane
+        return None
+
+    def place(self, lane: Lane, *, has_waiting: bool) -> None:
+        """Take in that what a worker has to do has changed; `has_waiting` tells whether there is anything for it."""
+        self._roomy.pop(lane.worker, None)
+        if lane.is_held:
+            self._place_held(lane)
+        elif lane.n_flying:
+            self._idle.pop(lane.worker, None)
+            self._holes.pop(lane.worker, None)
+            if lane.has_room:
+                self._roomy[lane.worker] = lane  # at the end: the workers take turns
+        else:
+            self._holes.pop(lane.worker, None)
+            self._idle.setdefault(lane.worker, lane)
+            if not has_waiting:
+                lane.rest()
+
+    def _place_held(self, lane: Lane) -> None:
+        self._idle.pop(lane.worker, None)
+        if not lane.n_flying:
+            lane.rest()
+            self.newly_idle.append(lane.worker)
+        if lane.n_flying or lane.until == -math.inf:
+            self._holes.pop(lane.worker, None)
+        else:
+            self._holes.setdefault(lane.worker, lane)
+
+    def lose(self, worker: int) -> None:
+        """Forget a worker, which has nothing to do any more."""
+        del self._lanes[worker]
+        for lanes in (self._idle, self._roomy, self._holes):
+            lanes.pop(worker, None)
+        for index, lane in enumerate(self._lanes.values()):
+            lane.index = index
+
+    # Workers that somebody else needs
+
+    def hold(self, worker: int, until: float = -math.inf) -> None:
+        """Deal nothing more to `worker`, but for single batches that should end by `until` (seconds)."""
+        lane = self._lanes[worker]
+        lane.until = until
+        self.place(lane, has_waiting=True)
+
+    def release(self, worker: int, *, has_waiting: bool) -> None:
+        """Deal to `worker` again; see `place`."""
+        lane = self._lanes[worker]
+        lane.until = math.inf
+        self.place(lane, has_waiting=has_waiting)
+
+    def is_held(self, worker: int) -> bool:
+        """Tell whether `worker` is held."""
+        return self._lanes[worker].is_held
+
+    def is_idle(self, worker: int) -> bool:
+        """Tell whether nothing is under way to `worker`."""
+        return not self._lanes[worker].n_flying
+
+    def ready_at(self, worker: int, now: float) -> float:
+        """Return when (seconds) `worker` should have done what is under way to it; infinite if nobody knows."""
+        lane = self._lanes[worker]
+        if lane.flying_s >= UNKNOWN_S:
+            return math.inf
+        return max(now, lane.dealt + lane.flying_s) if lane.n_flying else now
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between two events."""
+        assert [lane.index for lane in self._lanes.values()] == list(range(len(self._lanes)))
+        for lane in self._lanes.values():
+            is_held = lane.is_held
+            assert (lane.worker in self._idle) == (not lane.n_flying and not is_held)
+            assert (lane.worker in self._roomy) == (lane.n_flying > 0 and lane.has_room and not is_held)
+            assert (lane.worker in self._holes) == (not lane.n_flying and -math.inf < lane.until < math.inf)
+            assert 1 <= lane.least <= 2
+            assert lane.n_flying <= MAX_DEPTH
+            assert not lane.is_reserved or lane.n_flying == 1
+        for lanes in (self._idle, self._roomy, self._holes):
+            assert lanes.keys() <= self._lanes.keys()

@@ -118,7 +118,7 @@ class _MixedFarm:
             begins = max(now, self._free_at[batch.worker])
             self._free_at[batch.worker] = begins + seconds
             report.busy_s += seconds
-            report.n_backfilled += self._dealer.is_held(batch.worker)
+            report.n_backfilled += self._dealer.lanes.is_held(batch.worker)
             self._push(begins + seconds, batch)
 
 

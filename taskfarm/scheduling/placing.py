@@ -75,6 +75,7 @@ class Placer:
 
     def __init__(self, dealer: Dealer, hosts: Mapping[int, str]) -> None:
         self._dealer = dealer
+        self._lanes = dealer.lanes
         self._hosts = dict(hosts)
         self._half = max(1, len(self._hosts) // 2)
         self._queues: dict[_Shape, OrderedDict[int, None]] = {}
@@ -141,9 +142,9 @@ class Placer:
         for worker in team.workers:
             del self._busy_with[worker]
             if worker in self._reserved_for:
-                self._dealer.newly_idle.append(worker)
+                self._lanes.newly_idle.append(worker)
             else:
-                self._dealer.release(worker)
+                self._release(worker)
         self._changed = True
         return team.workers
 
@@ -177,21 +178,21 @@ class Placer:
         that change nothing for placed tasks.
         """
         if not self.has_waiting:
-            self._dealer.newly_idle.clear()
+            self._lanes.newly_idle.clear()
             return
         if not self._dealer.has_waiting:
             self.debt_s = 0.0
         yield from self._start_reserved(now)
-        n_idle = len(self._dealer.idle())
+        n_idle = len(self._lanes.idle)
         if self._reserved and (n_idle > self._n_idle_seen or self._changed):
             yield from self._swap(now)
         if self._changed or (self._share_wanted and self._may_have(self._share_wanted)):
             self._changed = False
             yield from self._start_or_reserve(now)
-        self._n_idle_seen = len(self._dealer.idle())
+        self._n_idle_seen = len(self._lanes.idle)
 
     def _start_reserved(self, now: float) -> Iterator[Placement]:
-        newly_idle = self._dealer.newly_idle
+        newly_idle = self._lanes.newly_idle
         while newly_idle:
             team = self._reserved.get(self._reserved_for.get(newly_idle.pop(), -1))
             if team is not None and all(map(self._is_free, team.workers)):
@@ -255,7 +256,7 @@ class Placer:
         """
         by_host: dict[str, list[int]] = {}
         found = False
-        for n_seen, worker in enumerate(self._dealer.idle()):
+        for n_seen, worker in enumerate(self._lanes.idle):
             if allowed is None or worker in allowed:
                 on_host = by_host.setdefault(self._hosts[worker], [])
                 on_host.append(worker)
@@ -294,7 +295,7 @@ class Placer:
         self._reserved[number] = team
         for worker in chosen:
             self._reserved_for[worker] = number
-            self._dealer.hold(worker, until)
+            self._lanes.hold(worker, until)
         return True
 
     def _unreserved(self, allowed: frozenset[int] | None) -> Iterator[int]:
@@ -303,17 +304,20 @@ class Placer:
                 yield worker
 
     def _ready_at(self, worker: int, now: float) -> float:
-        return math.inf if worker in self._busy_with else self._dealer.ready_at(worker, now)
+        return math.inf if worker in self._busy_with else self._lanes.ready_at(worker, now)
 
     def _is_free(self, worker: int) -> bool:
-        return worker not in self._busy_with and self._dealer.is_idle(worker)
+        return worker not in self._busy_with and self._lanes.is_idle(worker)
 
     def _unreserve(self, team: _Team, keep: Iterable[int]) -> None:
         kept = set(keep)
         for worker in team.workers:
             del self._reserved_for[worker]
             if worker not in self._busy_with and worker not in kept:
-                self._dealer.release(worker)
+                self._release(worker)
+
+    def _release(self, worker: int) -> None:
+        self._lanes.release(worker, has_waiting=self._dealer.has_waiting)
 
     def _start(self, team: _Team, now: float) -> Placement:
         team.began = now
@@ -321,7 +325,7 @@ class Placer:
         for worker in team.workers:
             self._reserved_for.pop(worker, None)
             self._busy_with[worker] = team.number
-            self._dealer.hold(worker)
+            self._lanes.hold(worker)
         return Placement(team.number, team.workers)
 
     def check_invariants(self) -> None:
@@ -336,7 +340,7 @@ class Placer:
         queued = [number for queue in self._queues.values() for number in queue]
         assert sorted(queued) == sorted(self._shapes)
         assert not set(queued) & (set(self._reserved) | set(self._running))
-        assert not set(self._dealer.idle()) & (set(busy) | set(reserved))
-        assert all(self._dealer.is_idle(worker) for worker in busy)
+        assert not set(self._lanes.idle) & (set(busy) | set(reserved))
+        assert all(self._lanes.is_idle(worker) for worker in busy)
         teams = [*self._running.values(), *self._reserved.values()]
         assert self._n_widest == sum(len(team.workers) > self._half for team in teams)

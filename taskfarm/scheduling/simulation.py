@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from taskfarm.scheduling.allotting import Allotter, report_s
 from taskfarm.scheduling.dealing import Batch, Dealer
-from taskfarm.scheduling.lanes import give_back_s
+from taskfarm.scheduling.pacing import give_back_s
 
 __all__ = ["Report", "simulate"]
 

@@ -53,6 +53,32 @@ def test_every_item_is_done_exactly_once(data: st.DataObject) -> None:
     assert {number: sorted(items) for number, items in done.items()} == {k: list(range(n)) for k, n in total.items()}
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_every_item_ends_once_whoever_is_lost(data: st.DataObject) -> None:
+    """Whichever workers are lost in between, but for one: each item is done once, or has failed once for good."""
+    n_workers = data.draw(st.integers(2, 6))
+    retries = data.draw(st.integers(0, 2))
+    dealer = Dealer(range(n_workers))
+    dealer.on_job(1, n_workers, data.draw(st.integers(1, 7)), retries)
+    dealer.on_items(1, n := data.draw(st.integers(1, 60)))
+    ended: list[int] = []
+    while dealer.has_waiting or dealer.flying:
+        list(dealer.deal())
+        dealer.check_invariants()
+        batch = dealer.flying[data.draw(st.sampled_from(sorted(dealer.flying)))]
+        if len(dealer.workers) > 1 and data.draw(st.integers(0, 3)) == 0:
+            for lost in dealer.on_worker_lost(batch.worker, "gone"):
+                assert all(len(story) == retries + 1 for story in lost.failed.values())
+                ended += lost.failed
+        else:
+            n_done = data.draw(st.integers(1, batch.stop - batch.start))
+            dealer.on_done(batch.number, n_done, 1e-4 * n_done, 0.0)
+            ended += range(batch.start, batch.start + n_done)
+        dealer.check_invariants()
+    assert sorted(ended) == list(range(n))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from([1e-7, 1e-5, 1e-3, 0.1]), min_size=1, max_size=300),

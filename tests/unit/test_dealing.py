@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from taskfarm.errors import ProtocolError
-from taskfarm.scheduling.dealing import Batch, Dealer
-from taskfarm.scheduling.lanes import (
+from taskfarm.scheduling.dealing import Batch, Dealer, LostBatch
+from taskfarm.scheduling.pacing import (
     BATCH_BYTES,
     HANDLING_S,
     LOOK_AHEAD_BYTES,
     MAX_DEPTH,
     TARGET_S,
+    Loss,
     give_back_s,
     target_s,
 )
@@ -260,3 +261,148 @@ def test_many_workers_get_longer_batches() -> None:
     assert target_s(4) == TARGET_S
     assert target_s(1000) == pytest.approx(0.05)
     assert give_back_s(1000) == pytest.approx(0.25)
+
+
+def run_all(dealer: Dealer, n: int) -> list[Batch]:
+    """Let `n` rounds of batches come back, a microsecond per item; return what is under way then."""
+    for _ in range(n):
+        for batch in list(dealer.flying.values()):
+            dealer.on_done(batch.number, batch.stop - batch.start, 1e-6 * (batch.stop - batch.start), 0.0)
+        deal(dealer)
+    return list(dealer.flying.values())
+
+
+def test_what_a_lost_worker_had_is_dealt_again_but_not_to_it(dealer: Dealer) -> None:
+    """All items of a lost worker go to others, one by one and before what waits; nothing is dealt to it any more."""
+    dealer.on_items(JOB, 1000)
+    deal(dealer)
+    under_way = run_all(dealer, 3)
+    had = [batch for batch in under_way if batch.worker == 1]
+    assert dealer.on_worker_lost(1, "killed by SIGKILL") == [LostBatch(batch, {}) for batch in had]
+    assert dealer.workers == [2]
+    items = [item for batch in had for item in range(batch.start, batch.stop)]
+    again = []
+    while len(again) < len(items):
+        for batch in list(dealer.flying.values()):
+            dealer.on_done(batch.number, batch.stop - batch.start, 1e-6, 0.0)
+        again += [batch.start for batch in deal(dealer) if batch.stop - batch.start == 1]
+    assert again == items
+    assert {batch.worker for batch in dealer.flying.values()} == {2}
+    assert dealer.on_worker_lost(1, "killed by SIGKILL") == []
+
+
+def test_an_item_in_doubt_is_alone_at_its_worker(dealer: Dealer) -> None:
+    """Nothing is under way beside an item that may have ended its worker, so the next loss blames it alone."""
+    dealer.on_items(JOB, 1_000_000)
+    deal(dealer)
+    run_all(dealer, 10)
+    had = [batch for batch in dealer.flying.values() if batch.worker == 1]
+    assert len(had) == 2
+    dealer.on_worker_lost(1, "gone")
+    assert deal(dealer) == []  # rank 2 is not free yet
+    for batch in [batch for batch in dealer.flying.values() if batch.worker == 2]:
+        dealer.on_done(batch.number, batch.stop - batch.start, 1e-3, 0.0)
+    [alone] = deal(dealer)
+    assert (alone.start, alone.stop) == (had[0].start, had[0].start + 1)
+
+
+def test_an_item_that_costs_worker_after_worker_fails() -> None:
+    """After its last retry an item fails, with the story of its attempts; those that were there by chance do not."""
+    dealer = Dealer(range(1, 7))
+    dealer.on_job(JOB, 6, 3, retries=2)
+    dealer.on_items(JOB, 3)
+    [batch] = deal(dealer)
+    assert dealer.on_worker_lost(batch.worker, "first") == [LostBatch(batch, {})]
+    causes = ["second", "third"]
+    stories = []
+    while dealer.flying or dealer.has_waiting:
+        deal(dealer)
+        batch = next(iter(dealer.flying.values()))
+        if batch.start == 1:
+            [lost] = dealer.on_worker_lost(batch.worker, causes.pop(0))
+            stories.append(lost.failed)
+        else:
+            dealer.on_done(batch.number, 1, 1e-6, 0.0)
+    assert [list(story) for story in stories] == [[], [1]]
+    assert [loss.cause for loss in stories[1][1]] == ["first", "second", "third"]
+    assert dealer.losses(JOB, 1) == dealer.losses(JOB, 0) == ()
+    dealer.check_invariants()
+
+
+def test_without_retries_all_that_may_have_begun_fails(dealer: Dealer) -> None:
+    """`retries=0` means that no item is begun twice: whatever a lost worker had has failed."""
+    dealer.on_job(8, 2, 5, retries=0)
+    dealer.on_items(8, 5)
+    [batch] = deal(dealer)
+    [lost] = dealer.on_worker_lost(batch.worker, "gone")
+    assert lost.failed == {item: (Loss(batch.worker, "gone"),) for item in range(5)}
+    assert not dealer.has_waiting
+    dealer.on_job(9, 2, 5)
+    dealer.on_items(9, 5)
+    dealer.limit_retries(9, 3, 0)
+    [batch] = deal(dealer)
+    assert list(dealer.on_worker_lost(batch.worker, "gone")[0].failed) == [3]
+
+
+def test_a_lost_item_of_a_living_worker(dealer: Dealer) -> None:
+    """Of a batch that is lost with a task child, the item that was being run is charged; all are dealt again."""
+    dealer.on_job(8, 1, 5, retries=1)
+    dealer.on_items(8, 5)
+    [batch] = deal(dealer)
+    assert dealer.on_item_lost(batch.number, 2, "SIGSEGV") == (batch, ())
+    again = []
+    for _ in range(3):
+        [part] = deal(dealer)
+        again.append((part.start, part.stop))
+        if part.start != 2:
+            dealer.on_done(part.number, part.stop - part.start, 1e-6, 0.0)
+            continue
+        with pytest.raises(ProtocolError):
+            dealer.on_item_lost(part.number, 1, "SIGSEGV")
+        story = (Loss(batch.worker, "SIGSEGV"), Loss(batch.worker, "SIGBUS"))
+        assert dealer.on_item_lost(part.number, 0, "SIGBUS") == (part, story)
+    assert again == [(0, 2), (2, 3), (3, 5)]
+    assert deal(dealer) == []
+
+
+def test_a_lost_item_that_may_not_be_tried_again(dealer: Dealer) -> None:
+    """An attempt that must not be repeated is the last one, whatever retries are left."""
+    dealer.on_job(8, 1, 2)
+    dealer.on_items(8, 2)
+    [batch] = deal(dealer)
+    assert dealer.on_item_lost(batch.number, 0, "time", may_retry=False)[1] == (Loss(batch.worker, "time"),)
+    assert [(part.start, part.stop) for part in deal(dealer)] == [(1, 2)]
+
+
+def test_a_batch_lost_at_an_unknown_item(dealer: Dealer) -> None:
+    """If nobody knows which item it was, they are dealt one by one, and a second loss blames exactly one."""
+    dealer.on_job(8, 2, 3, retries=0)
+    dealer.on_items(8, 3)
+    [batch] = deal(dealer)
+    assert dealer.on_item_lost(batch.number, None, "gone") == (batch, ())
+    first, second = deal(dealer)
+    assert [(part.start, part.stop) for part in (first, second)] == [(0, 1), (1, 2)]
+    assert dealer.on_item_lost(second.number, None, "gone") == (second, (Loss(second.worker, "gone"),))
+
+
+def test_a_job_that_is_dropped_takes_its_doubts_along(dealer: Dealer) -> None:
+    """Items in doubt of a job that is forgotten are not dealt, and keep nobody from the next batch."""
+    dealer.on_items(JOB, 10)
+    deal(dealer)
+    dealer.on_worker_lost(1, "gone")
+    assert dealer.drop_waiting(JOB) == [(0, 1), (2, 10)]
+    dealer.drop_job(JOB)
+    dealer.on_job(8, 2)
+    dealer.on_items(8, 1)
+    dealer.on_done(next(iter(dealer.flying)), 1, 1e-6, 0.0)
+    assert [batch.worker for batch in deal(dealer)] == [2]
+
+
+def test_a_job_for_one_worker_moves_to_another(dealer: Dealer) -> None:
+    """A job that may use one worker uses another one if that is lost."""
+    dealer.on_job(8, 1)
+    dealer.on_items(8, 1)
+    [batch] = deal(dealer)
+    assert batch.worker == 1
+    dealer.on_worker_lost(1, "gone")
+    assert [batch.worker for batch in deal(dealer)] == [2]
