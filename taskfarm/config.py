@@ -89,6 +89,12 @@ class Config:
         ``TASKFARM_TAGS``: tags of this rank, separated by commas.
     rank_tags : mapping of int to frozenset of str
         ``TASKFARM_RANK_TAGS``: tags of ranks, as ``gpu=1,3;bigmem=4-7``; what ``taskfarm run --tag`` sets.
+    heartbeat_s : float
+        ``TASKFARM_HEARTBEAT_S``: seconds without a sign of life after which a rank that does nothing counts as dead,
+        in a job with supervisors (``taskfarm run --survive``).
+    hang_s : float or None
+        ``TASKFARM_HANG_S``: the same for a rank that computes, but lets no other thread run; by default it may for
+        ever.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -102,6 +108,8 @@ class Config:
     blas_threads: int | None = None
     tags: frozenset[str] = frozenset()
     rank_tags: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    heartbeat_s: float = 30.0
+    hang_s: float | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -128,6 +136,8 @@ class Config:
             blas_threads=_count(environ, "TASKFARM_BLAS_THREADS"),
             tags=frozenset(filter(None, map(str.strip, environ.get("TASKFARM_TAGS", "").split(",")))),
             rank_tags=_rank_tags(environ.get("TASKFARM_RANK_TAGS", "")),
+            heartbeat_s=_seconds(environ, "TASKFARM_HEARTBEAT_S", default.heartbeat_s),
+            hang_s=_seconds(environ, "TASKFARM_HANG_S", 0.0) or None,
         )
 
 

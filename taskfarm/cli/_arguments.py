@@ -45,6 +45,11 @@ def new_parser() -> argparse.ArgumentParser:
         metavar="TAG=RANKS",
         help="give ranks a tag, for tasks of an executor that ask for it (gpu=1,3 or bigmem=4-7); may be repeated",
     )
+    run.add_argument(
+        "--survive",
+        action="store_true",
+        help="go on with fewer workers when one dies, instead of ending the job (Linux; see docs/reliability.md)",
+    )
     run.add_argument("--dry-run", "--print-command", action="store_true", help="print the command and exit")
     run.add_argument("-v", "--verbose", action="store_true", help="print the command to stderr, then run it")
     info = commands.add_parser(

@@ -1,4 +1,4 @@
-"""The program of every rank: ``python -m taskfarm.cli.rank [--replace NAME]... [--tag TAG=RANKS]... program``.
+"""The program of every rank: ``python -m taskfarm.cli.rank [options] (script.py | -m module) [args ...]``.
 
 It gets control before anything imports mpi4py. All ranks run the same program; workers part from rank 0 inside it,
 where it imports or calls a face of taskfarm.
@@ -22,6 +22,9 @@ def main(words: Sequence[str]) -> NoReturn:
     """Read the command line that ``taskfarm run`` wrote, and run it."""
     replaced: list[str] = []
     rest = list(words)
+    if rest[:1] == ["--survive"]:
+        del rest[0]
+        _supervise()
     while rest[:1] == ["--replace"] and len(rest) > 1:
         replaced.append(rest[1])
         del rest[:2]
@@ -32,7 +35,7 @@ def main(words: Sequence[str]) -> NoReturn:
     set_tags(tags)
     if not rest or rest == ["-m"]:
         raise SystemExit(
-            "usage: python -m taskfarm.cli.rank [--replace NAME]... [--tag TAG=RANKS]... "
+            "usage: python -m taskfarm.cli.rank [--survive] [--replace NAME]... [--tag TAG=RANKS]... "
             "(script.py | -m module) [args ...]"
         )
     run_on_this_rank(replaced, rest)
@@ -76,6 +79,17 @@ def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> NoRetur
 
         report_status(status, promised_rank(os.environ), os.environ)
     leave(status)
+
+
+def _supervise() -> None:
+    """Fork the supervisor, if this process is one of several ranks; returns in the rank."""
+    from taskfarm.runtime.supervisor import can_supervise, fork_supervisor
+    from taskfarm.runtime.surroundings import expected_world_size
+
+    if can_supervise() and (expected_world_size(os.environ) or 1) > 1:
+        # Open MPI then reports a dead peer's connection as an error code, instead of aborting; nobody else reads it.
+        os.environ.setdefault("OMPI_MCA_mpi_ft_enable", "1")
+        fork_supervisor(os.environ)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,9 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
         run_on_this_rank(options.replace, program)
     _check_program(program, options.replace)
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
+    survive = ["--survive"] if options.survive else []
     tags = [word for text in options.tag for word in ("--tag", text)]
-    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *stand_ins, *tags, *program]
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *tags, *program]
     plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here())
     if options.dry_run:
         print(plan.shell_line())

@@ -177,7 +177,7 @@ class Executor(OptionTaker, std.Executor):
         """Send a task with raw buffers from their own memory if a worker is free, else copy them."""
         added: list[Task] = []
         request = lambda: added.append(self._tasks.add(future, packed, known))  # noqa: E731
-        if not self._crew.post_now(request, lambda: added[0].own_buffers()):
+        if not self._crew.post_now(request, lambda: added[0].own_buffers(self._crew.controller.may_lose)):
             self._crew.post(partial(self._tasks.add, future, copied(packed), known))
 
     def _check_open(self) -> None:

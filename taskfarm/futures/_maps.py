@@ -7,7 +7,6 @@ asks for. So an iterable is only read in the caller's own thread, and never held
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,17 +108,17 @@ class MapJob:
         if not self._reading.acquire(False):
             return
         try:
-            started = time.monotonic()
+            started = self._crew.clock()
             while not self._read_all and not self.is_over:
                 room = self._room(all_of_it)
                 if room <= 0:
                     return
-                began = time.monotonic()
-                if began - started > READ_S and self._n_held and self._buffersize is None:
+                began = self._crew.clock()
+                if began - started > READ_S and self._n_held:
                     return
                 self._read(self._piece(room))
                 if self._n_read >= FEW:
-                    self._step = min(4 * self._step, room) if time.monotonic() - began < READ_S / 4 else 1
+                    self._step = min(4 * self._step, room) if self._crew.clock() - began < READ_S / 4 else 1
         finally:
             self._reading.release()
 
@@ -353,7 +352,8 @@ class MapJob:
             self._hold(start, results)
 
     def on_returned(self, start: int, stop: int) -> None:
-        self._given_back[start] = self._flying.pop(start)
+        for item, value in enumerate(self._flying.pop(start), start):
+            self._given_back[item] = [value]
 
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
         self._given_back.pop(start, None)

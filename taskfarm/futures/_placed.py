@@ -15,6 +15,7 @@ from taskfarm.runtime.jobs import Supplied
 from taskfarm.runtime.registry import PlacedObjectId
 from taskfarm.runtime.runner import exception_of
 from taskfarm.runtime.teams import NO_MPI
+from taskfarm.scheduling.pacing import RETRIES
 from taskfarm.wire.codec import Packed, unpack
 from taskfarm.wire.frames import Buffer
 from taskfarm.wire.work import pack_work
@@ -32,6 +33,7 @@ class PlacedTask:
         self.packed = packed
         self.known = known
         self.wants_all = wants_all
+        self.retries = RETRIES
         self.future = future
         self.number = 0
         self.handles: Sequence[PlacedObjectId] = ()  # kept alive: the objects must not go before the task has run
@@ -49,7 +51,7 @@ class PlacedTask:
             self._owner.tasks.pop(self.number, None)
         return self.begin()
 
-    def on_failed(self, failure: RankFailure) -> None:
+    def on_failed(self, failure: RankFailure | BaseException) -> None:
         self._owner.crew.deliver_later(lambda: self.fail(exception_of(failure, "task")))
 
     def on_broken(self, failure: RankFailure) -> None:
@@ -101,7 +103,12 @@ class PlacedTasks:
         self.job = job
         self.on_broken = on_broken
         self.tasks: dict[int, PlacedTask] = {}
-        self._workers = crew.workers[:n_workers]
+        self._first = crew.workers[:n_workers]
+
+    @property
+    def _workers(self) -> list[int]:
+        """Those of the executor's workers that are not lost."""
+        return [worker for worker in self._first if worker in self.crew.desk.hosts]
 
     def submit(
         self, options: TaskOptions, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -159,14 +166,15 @@ class PlacedTasks:
 
     def _allowed(self, options: TaskOptions, handles: Sequence[PlacedObjectId]) -> frozenset[int] | None:
         """Return the ranks that may run a task with these options, None for all workers of the crew."""
-        n_all = len(self._workers)
+        workers = self._workers
+        n_all = len(workers)
         if options.ranks > 1 and getattr(self.crew.transport, "parent", None) is None:
             raise UsageError(f"ranks={options.ranks}: {NO_MPI}")
         if options.ranks > n_all:
             raise UsageError(f"ranks={options.ranks}: the executor has {n_all} workers; start the job with more ranks")
         if not options.is_restricted and not handles:
-            return None if n_all == len(self.crew.workers) else frozenset(self._workers)
-        allowed = set(self._workers)
+            return None if n_all == len(self.crew.workers) else frozenset(workers)
+        allowed = set(workers)
         self._restrict_to_hosts(allowed, options)
         if options.ranks_in is not None:
             allowed &= options.ranks_in
@@ -198,5 +206,5 @@ class PlacedTasks:
         told = f"; tags of ranks: {tagged or 'none'}" if options.tags is not None else ""
         return (
             f"{wide}{', '.join(asked) or 'these objects'}: no task like this can ever run, "
-            f"since only ranks {list(found)} of workers {self._workers[0]} to {self._workers[-1]} qualify{told}"
+            f"since only ranks {list(found)} of workers {self._first[0]} to {self._first[-1]} qualify{told}"
         )

@@ -47,11 +47,11 @@ class Task:
                 self.body, self.buffers = b"", ()  # a worker answers an empty task with None
         return self.sent
 
-    def own_buffers(self) -> None:
-        """Copy the buffers, unless they have been sent: the caller may change their memory now."""
+    def own_buffers(self, may_come_back: bool) -> None:
+        """Copy the buffers, unless they have been sent and cannot come back: the caller may change their memory now."""
         if self.borrows:
             self.borrows = False
-            if not self.sent:
+            if may_come_back or not self.sent:
                 self.buffers = [copy_of(buffer) for buffer in self.buffers]
 
 

@@ -89,6 +89,8 @@ class BatchRunner:
         ``run_user_code(fn, *args)`` runs what may be the user's code, as an `Outcome`.
     complete_sends : callable
         Returns when the raw buffers that were sent may be changed, or after so many seconds if there are none.
+    clock : callable, optional
+        Returns the time in seconds.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class BatchRunner:
         registry: Registry,
         run_user_code: RunUserCode,
         complete_sends: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._transport = transport
         self._host = host
         self._registry = registry
@@ -107,8 +111,7 @@ class BatchRunner:
         self._jobs: dict[int, _Job] = {}
         self._kept: dict[int, list[object]] = {}
         self._give_back_s = give_back_s(transport.size - 1)
-        self._ended = time.monotonic()
-        self._late = False  # the last batch took much longer than rank 0 had expected
+        self._ended = self._clock()
 
     # Jobs
 
@@ -154,7 +157,7 @@ class BatchRunner:
 
     def on_batch(self, source: int, frame: Frame) -> None:
         """Run the items of a batch, and send what they gave."""
-        started = time.monotonic()
+        started = self._clock()
         gap_s = started - self._ended
         job = self._jobs.get(frame.b)
         if job is None:
@@ -185,10 +188,7 @@ class BatchRunner:
         n_done = len(results)
         reply, packed = pack_results(results, failures, self._encode)
         del results
-        self._ended = time.monotonic()
-        if self._ended - started >= self._give_back_s and not frame.option & _LONG:
-            self._late = True
-            reply |= ReplyOption.LATE
+        self._ended = self._clock()
         self._reply(frame.a, n_done, reply, (self._ended - started, gap_s), packed.body, packed.buffers)
         flush_output()  # while the reply is on its way
 
@@ -217,12 +217,12 @@ class BatchRunner:
         results: list[Any] = []
         failures: dict[int, bytes] = {}
         while len(results) < n:
-            outcome = self._run_user_code(_fill, results, calls, n, deadline, unit)
+            outcome = self._run_user_code(_fill, results, calls, n, deadline, unit, self._clock)
             if outcome.exception is None:
                 break
             failures[len(results)] = self._encode(outcome.exception)
             results.append(None)
-            if len(results) % unit == 0 and time.monotonic() >= deadline:
+            if len(results) % unit == 0 and self._clock() >= deadline:
                 break
         return results, failures
 
@@ -242,7 +242,9 @@ class BatchRunner:
         return encoded
 
 
-def _fill(results: list[Any], calls: Iterator[Any], n: int, deadline: float, unit: int) -> None:
+def _fill(
+    results: list[Any], calls: Iterator[Any], n: int, deadline: float, unit: int, clock: Callable[[], float]
+) -> None:
     """Append what `calls` gives to `results` until it has `n` items, or a multiple of `unit` when the time has come.
 
     What was appended stays there if a call raises, and the next run of this function goes on behind it.
@@ -250,14 +252,14 @@ def _fill(results: list[Any], calls: Iterator[Any], n: int, deadline: float, uni
     if n - len(results) == 1:
         results.append(next(calls))
         return
-    began = now = time.monotonic()
+    began = now = clock()
     first = len(results)
     step = unit - first % unit
     while True:
         _extend(results, calls, min(step, n - len(results)))
         if len(results) == n:
             return
-        now = time.monotonic()
+        now = clock()
         if now >= deadline:
             return
         step = max(1, int(SLICE_S * (len(results) - first) / (now - began + 1e-9)) // unit) * unit

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from taskfarm.config import OnError
-from taskfarm.errors import ProtocolError, RankFailure, RemoteError
+from taskfarm.errors import ProtocolError, RankFailure, RemoteError, WorkerLostError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime.endpoint import Endpoint, Surroundings
 from taskfarm.runtime.options import CallOption
 from taskfarm.runtime.runner import decode_failure, describe, failure_of, run
+from taskfarm.runtime.vitals import Mark
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.calls import CallBook
 from taskfarm.scheduling.tree import children
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _CALL = Kind.CALL  # hot path: see `taskfarm.fast`
 _DEFERRED, _REPORT = OnError.DEFERRED, CallOption.REPORT
+_LAST_CALL = int(Mark.LAST_CALL)
 NOTES_PATIENCE_S = 1.0  # how long a failing call waits for the other ranks' outcomes before it raises
 
 
@@ -70,6 +72,7 @@ class Caller:
         self._watched = False
         self.has_workers = bool(workers)
         self._values: dict[int, dict[int, Frame]] = {}
+        self._lost: dict[int, str] = {}
 
     @property
     def done(self) -> int:
@@ -94,6 +97,17 @@ class Caller:
         """Note up to which call a worker is through."""
         self.book.on_done_up_to(source, frame.a, frame.b)
 
+    def on_lost(self, rank: int, how: str) -> None:
+        """Note that a worker died, outside of any call: there can be no other one."""
+        self._lost[rank] = how
+        self._workers = [worker for worker in self._workers if worker != rank]
+        self.book.on_done_up_to(rank, self.book.last)
+
+    def _check_complete(self) -> None:
+        if self._lost:
+            story = ", ".join(f"rank {rank} {how}" for rank, how in self._lost.items())
+            raise WorkerLostError(f"call: a collective call needs all ranks, and {story}", tuple(self._lost))
+
     # Calls
 
     def call(
@@ -114,14 +128,18 @@ class Caller:
             `values`, in this one.
         UsageError
             If the function or an argument does not pickle, or tasks wait for messages that nobody sends.
+        WorkerLostError
+            If a rank has died; nothing was sent then.
         """
         self._prepare()
+        self._check_complete()
         packed = pack_work("call", fn, args, kwargs)
         if not self._watched:
             self._watched = True
             self._endpoint.watch()
         counter = self._registry.counter
         number = self.book.begin(fn, counter)
+        self._endpoint.marks[_LAST_CALL] = number
         option = 0
         if values:
             option = CallOption.REPORT | CallOption.VALUE
@@ -251,6 +269,10 @@ class Caller:
         self._to_all(Frame(Kind.REMOVE, body=np.array(obj_ids, dtype="<i8").tobytes()))
 
     def _to_all(self, frame: Frame) -> None:
+        if self._lost:  # the tree is broken; who is left hears of what matters without calls, how far they are
+            if frame.kind is Kind.SYNC:
+                self._transport.send_to(self._workers, frame)
+            return
         self._transport.send_to(self._children, frame, borrowed=True)
 
     def take_untold_failures(self) -> RemoteError | None:

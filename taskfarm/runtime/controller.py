@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from taskfarm.errors import UsageError
+from taskfarm.errors import ProtocolError, UsageError, WorkerLostError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime.caller import Caller
 from taskfarm.runtime.endpoint import TASK_ENDED, Endpoint, Surroundings
 from taskfarm.runtime.options import ResultWanted
+from taskfarm.runtime.runner import encode_failure, failure_of
 from taskfarm.scheduling.farm import Assignment, Farm
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.quiescence import Inquiry
@@ -55,6 +56,10 @@ class Controller(Endpoint):
         The tags that worker ranks were given.
     before_end : callable or None
         Called before the session ends, while its workers still serve.
+    loss_listeners : list of callable
+        Called with the rank of a worker that died, and how.
+    lost : dict of int to str
+        How the workers died that did.
     """
 
     def __init__(self, transport: Transport, hosts: Mapping[int, str], surroundings: Surroundings) -> None:
@@ -67,6 +72,10 @@ class Controller(Endpoint):
         self._inquiry = Inquiry(range(transport.size))
         self._byes: set[int] = set()
         self.before_end: Callable[[], None] | None = None
+        self.loss_listeners: list[Callable[[int, str], None]] = []
+        self.lost: dict[int, str] = {}
+        self._n_told: dict[int, int] = {}  # by worker: of how many losses it knows
+        self._wanted: dict[int, int] = {}  # by task number, where workers may be lost: what the spawner wants of it
         self._handlers.update(
             {
                 Kind.DONE: self.on_done,
@@ -76,6 +85,7 @@ class Controller(Endpoint):
                 Kind.STATUS: self.on_status,
                 Kind.LOG: self.on_log,
                 Kind.BYE: self.on_bye,
+                Kind.LOST: self.on_lost,
             }
         )
 
@@ -89,6 +99,8 @@ class Controller(Endpoint):
     def on_done(self, source: int, frame: Frame) -> None:
         """Turn the end of a task, and its result if wanted, into letters."""
         self.farm.on_ended(frame.a, source)
+        if self._wanted:
+            self._wanted.pop(frame.a, None)
         if frame.option & _RESULT_WANTED:
             self.mailbox.put(new_tuple(Letter, (source, frame.a, 0, frame)))
         self.mailbox.put(new_tuple(Letter, (source, frame.a, 0, TASK_ENDED)))
@@ -105,6 +117,42 @@ class Controller(Endpoint):
         """Note that a worker has left its loop."""
         self._byes.add(source)
 
+    def on_lost(self, source: int, frame: Frame) -> None:
+        """Go on without a worker that died: its task has failed, its slot is gone, the others are told."""
+        if frame.a != source:
+            raise ProtocolError(f"rank {source} cannot tell of the death of rank {frame.a}")
+        if source in self.lost:
+            return
+        how = bytes(frame.body).decode(errors="replace")
+        self.lost[source] = how
+        running = [f"{source}:{number}" for rank, number in self.farm.running() if rank == source]
+        logger.error("rank 0: rank %d %s; going on without it%s", source, how, _lost_tasks(running))
+        self._workers.remove(source)
+        self.count_out([source])
+        self.caller.on_lost(source, how)
+        for _, number in self.farm.on_worker_lost(source):
+            self._report_lost_task(source, number, how)
+        for rank, _ in self.farm.running():
+            self.tell_losses(rank)
+        for listener in self.loss_listeners:
+            listener(source, how)
+
+    def tell_losses(self, rank: int) -> None:
+        """Tell a worker who died, as far as it does not know: its task must not send anything there."""
+        for lost, how in list(self.lost.items())[self._n_told.get(rank, 0) :]:
+            self.transport.send(rank, Frame(Kind.LOST, lost, body=how.encode()))
+        self._n_told[rank] = len(self.lost)
+
+    def _report_lost_task(self, rank: int, number: int, how: str) -> None:
+        """Hand out the end of a task as its worker would have done, had the task failed."""
+        wanted = self._wanted.pop(number, ResultWanted.MESSAGE)
+        if wanted & _RESULT_WANTED:
+            text = f"task {rank}:{number} is lost, since rank {rank} {how}"
+            failure = failure_of(WorkerLostError(text, [rank]), rank, self.farm.host_of(rank))
+            option = wanted | ResultWanted.FAILED
+            self.mailbox.put(Letter(rank, number, 0, Frame(Kind.DONE, number, 1, option, encode_failure(failure))))
+        self.mailbox.put(Letter(rank, number, 0, TASK_ENDED))
+
     # Tasks
 
     def spawn(self, packed: Packed, count: int | None, hosts: Collection[str] | None, wanted: int) -> list[Assignment]:
@@ -113,8 +161,12 @@ class Controller(Endpoint):
             raise UsageError(f"spawnFunction inside call {self.current_call}: the workers are busy with the call")
         self.caller.before_task()
         assigned = self.farm.assign(count, hosts)
+        if self.may_lose:
+            self._wanted.update((number, wanted) for _, number in assigned)
         body, buffers = packed
         for rank, number in assigned:
+            if self.lost:
+                self.tell_losses(rank)
             self.transport.send(rank, new_tuple(Frame, (_SPAWN, number, 1, wanted, body, buffers)), borrowed=True)
         if buffers:
             self.transport.complete_sends(math.inf, self.handle)
@@ -185,9 +237,14 @@ class Controller(Endpoint):
         started = time.monotonic()
         warned = False
         asked_at = -math.inf
-        inquiry = self._inquiry = Inquiry(range(self.transport.size), self._inquiry.round)
+        inquiry = self._inquiry = Inquiry([0, *self._workers], self._inquiry.round)
+        n_lost = len(self.lost)
         while self.farm.n_running:
             now = time.monotonic()
+            if len(self.lost) != n_lost:  # who died does not answer
+                n_lost = len(self.lost)
+                inquiry = self._inquiry = Inquiry([0, *self._workers], inquiry.round)
+                asked_at = -math.inf
             running = [(slot.rank, slot.number) for slot in self.farm.running()]
             if now >= deadline:
                 return running
@@ -233,15 +290,19 @@ class Controller(Endpoint):
         """Tell every worker to leave its loop; return the ranks that have not by `deadline`."""
         self.caller.settle(deadline)  # calls on their way through the tree come before the end
         for rank in self._workers:
-            self.transport.send(rank, Frame(Kind.QUIT))
+            self.transport.send(rank, Frame(Kind.QUIT, bool(self.lost)))
         deadline = max(deadline, time.monotonic() + QUIT_S)  # even if the calls have used up the time
-        self.serve_until(lambda: len(self._byes) == len(self._workers), deadline)
+        self.serve_until(lambda: self._byes.issuperset(self._workers), deadline)
         return [rank for rank in self._workers if rank not in self._byes]
 
     def leftover_objects(self) -> list[int]:
         """Return the ids of managed objects that are still owned; those of dead handles are forgotten."""
         self._registry.forget_dead()
         return sorted(self._registry.objects)
+
+
+def _lost_tasks(names: Sequence[str]) -> str:
+    return f"; it was running task {', '.join(names)}" if names else ""
 
 
 def _names(tasks: Sequence[tuple[int, int]]) -> str:

@@ -12,7 +12,7 @@ Who finds the lock taken leaves a request in the inbox, and the holder is woken 
 thread looks at the inbox once more, so no request is left behind. What runs code of the user's (results, callbacks)
 is a *delivery*: it is done when the lock is free again, by any thread, in order.
 
-What is decided (how many items, for whom) is the dealer's business; what items and results mean is the job's.
+What is sent, and what comes of the answers, is in `taskfarm.runtime.dispatch`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 
-from taskfarm.errors import ProtocolError, WorkerLostError
-from taskfarm.runtime.batches import read_report
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.deliveries import Deliveries
+from taskfarm.runtime.dispatch import Dispatch
 from taskfarm.runtime.forks import Home
-from taskfarm.runtime.functions import FunctionBook
-from taskfarm.runtime.jobs import Job, Parcel, Supplies
-from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.results import ReplyOption, Results
-from taskfarm.runtime.runner import decode_failure, run
-from taskfarm.runtime.team_desk import TeamDesk
-from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.transport.base import raise_if_interrupted
-from taskfarm.wire.frames import Frame, Kind
 
 __all__ = ["Crew"]
 
@@ -52,7 +42,7 @@ _APART, _LATE, _LONG, _FRESH = ReplyOption.APART, ReplyOption.LATE, int(BatchOpt
 _MISSES = 2  # a first MPI probe may only make progress and let the second one see the message (MPICH 5)
 
 
-class Crew:
+class Crew(Dispatch):
     """The workers, and what is under way to them.
 
     Parameters
@@ -61,36 +51,26 @@ class Crew:
         Has the transport to the workers.
     workers : sequence of int
         Their ranks.
+    clock : callable, optional
+        Returns the time in seconds.
     """
 
-    def __init__(self, controller: Controller, workers: Sequence[int]) -> None:
+    def __init__(
+        self, controller: Controller, workers: Sequence[int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.home = Home("an executor")
-        self.controller = controller
-        self.transport = controller.transport
-        self.workers = tuple(workers)
-        self.dealer = Dealer(workers)
         self._leader: int | None = None  # the thread that leads
         self.wake_pump: Callable[[], None] = _do_nothing
-        self.broken: BaseException | None = None
-        self.closed = False
         self._lock = threading.Lock()
         self._inbox: deque[Callable[[], object]] = deque()
         self._deliveries = Deliveries()
         self._changed = threading.Condition()
         self._n_followers = 0
-        self._jobs: dict[int, Job] = {}
-        self.supplies = Supplies(workers)
-        self._numbers = count(1)
-        self.functions = FunctionBook(self.new_number)
         self._looked_at = -math.inf
-        self.desk = TeamDesk(self, controller)
-        controller.add_handler(Kind.BATCH_DONE, self._on_batch_done)
+        super().__init__(controller, workers, clock)
+        controller.loss_listeners.append(self._on_worker_lost)
 
     # From any thread
-
-    def new_number(self) -> int:
-        """Return a number for a job or an initializer that was never used."""
-        return next(self._numbers)
 
     def post(self, request: Callable[[], object]) -> None:
         """Have `request` done with the lock held: now if the lock is free, else by the thread that holds it."""
@@ -107,12 +87,12 @@ class Crew:
             request()
             if not self.closed:
                 if self.dealer.flying:
-                    now = time.monotonic()
+                    now = self.clock()
                     if now - self._looked_at >= LOOK_EVERY_S:
                         self._looked_at = now
                         self._take_in(_MISSES)
                 if self.dealer.has_waiting or self.desk.is_used:
-                    self._send_batches()
+                    self.send_batches()
         finally:
             self._lock.release()
         if self._inbox or self._deliveries:
@@ -130,7 +110,7 @@ class Crew:
             self._empty_inbox()
             request()
             if not self.closed:
-                self._send_batches()
+                self.send_batches()
             afterwards()
         finally:
             self._lock.release()
@@ -143,7 +123,7 @@ class Crew:
         self.home.check()
         me = threading.get_ident()
         while not until():
-            now = time.monotonic()
+            now = self.clock()
             if now >= deadline or self.closed:
                 return until()
             before = self._leader  # this thread, if a delivery of its own waits
@@ -217,44 +197,13 @@ class Crew:
 
     # With the lock held
 
-    def add_job(self, job: Job, n_workers: int, unit: int = 1) -> None:
-        """Take a new job; its items come by `add_items`."""
-        self._jobs[job.number] = job
-        self.dealer.on_job(job.number, n_workers, unit)
-        if self.broken is not None:  # after the executor has looked
-            job.on_broken(self.broken)
-
-    def add_items(self, job: Job, n: int) -> bool:
-        """Note that `n` more items of `job` are available; False if they will not be run, as the job has ended."""
-        if self.closed or job.number not in self._jobs:
-            return False
-        self.dealer.on_items(job.number, n)
-        return True
-
-    def end_job(self, job: Job) -> None:
-        """Forget a job of which nothing is waited for any more; what is flying comes back unheard."""
-        if self._jobs.pop(job.number, None) is None:
-            return
-        self.dealer.drop_job(job.number)
-        self.forget(job.number)
-
-    def forget(self, number: int) -> None:
-        """Let the workers drop the function of a job, or the outcome of an initializer."""
-        for worker in self.supplies.forget(number):
-            if not self.closed:
-                self.transport.send(worker, Frame(Kind.FORGET, number))
-
     def deliver_later(self, delivery: Callable[[], None]) -> None:
         """Have `delivery`, which may run code of the user's, done when the lock is free."""
         self._deliveries.add(delivery)
 
-    def _on_lost(self, error: WorkerLostError) -> None:
-        """Note that workers are gone, and with them everything that is under way."""
-        self.broken = error
-        self.controller.count_out(error.ranks)
-        for job in list(self._jobs.values()):
-            job.on_broken(error)
-        self.desk.on_lost()
+    def _on_worker_lost(self, rank: int, how: str) -> None:
+        """React to the death of a worker; who has noticed it may not have the lock."""
+        self._inbox.append(lambda: self.lose_worker(rank, how))
 
     # Moving
 
@@ -264,7 +213,7 @@ class Crew:
             if self._inbox or self.functions.dying:
                 self._empty_inbox()
             if self.dealer.has_waiting or self.desk.is_used:
-                self._send_batches()
+                self.send_batches()
             if self._deliveries:
                 self._lock.release()
                 try:
@@ -276,16 +225,12 @@ class Crew:
                 return
             if self._inbox or self._deliveries:
                 continue
-            try:
-                item = self.transport.receive(deadline)
-            except WorkerLostError as exc:
-                self._on_lost(exc)
-                continue
+            item = self.transport.receive(deadline)
             if item is not None:
                 self.controller.handle(*item)
                 if not self._deliveries:
                     self._take_in(1)
-            elif time.monotonic() >= deadline:
+            elif self.clock() >= deadline:
                 return
 
     def follow(self, until: Callable[[], bool], deadline: float) -> None:
@@ -294,7 +239,7 @@ class Crew:
             self._n_followers += 1
             try:
                 if not until():
-                    self._changed.wait(max(0.0, min(FOLLOW_S, deadline - time.monotonic())))
+                    self._changed.wait(max(0.0, min(FOLLOW_S, deadline - self.clock())))
             finally:
                 self._n_followers -= 1
 
@@ -303,7 +248,7 @@ class Crew:
         if self.closed:
             return False
         moved = self._take_in(_MISSES)
-        self._send_batches()
+        self.send_batches()
         return moved
 
     def _empty_inbox(self) -> None:
@@ -318,11 +263,7 @@ class Crew:
         misses = 0
         moved = False
         while misses < max_misses:
-            try:
-                item = receive_nowait()
-            except WorkerLostError as exc:
-                self._on_lost(exc)
-                return True
+            item = receive_nowait()
             if item is None:
                 misses += 1
             else:
@@ -330,56 +271,6 @@ class Crew:
                 moved = True
                 handle(*item)
         return moved
-
-    def _send_batches(self) -> None:
-        now = time.monotonic()
-        self.desk.place(now)
-        for batch in self.dealer.deal(now):
-            job = self._jobs[batch.job]
-            packed = run(job.pack, (batch.start, batch.stop))
-            if packed.exception is not None:
-                self.dealer.on_unsent(batch.number)
-                job.on_returned(batch.start, batch.stop)
-                if batch.stop - batch.start == 1:
-                    job.on_item_failed(batch.start, batch.stop, packed.exception)
-            elif packed.value is None:
-                self.dealer.on_void(batch.number)
-            else:
-                self.dealer.on_packed(batch.number, packed.value.size_bytes)
-                self._send(batch, job, packed.value)
-
-    def _send(self, batch: Batch, job: Job, parcel: Parcel) -> None:
-        worker, send = batch.worker, self.transport.send
-        for missing in self.supplies.missing(worker, job, parcel.needs):
-            send(worker, missing)
-        frame = Frame(Kind.BATCH, batch.number, job.number, parcel.option, parcel.body, parcel.buffers)
-        (self.transport.send_or_copy if parcel.borrows else send)(worker, frame)
-
-    def _on_batch_done(self, source: int, frame: Frame) -> None:
-        report = read_report(frame.body)
-        batch = self.dealer.flying.get(frame.a)
-        if batch is None or batch.worker != source:
-            raise ProtocolError(f"batch {frame.a} is not under way at rank {source}")
-        job = self._jobs.get(batch.job)
-        n_items = batch.stop - batch.start
-        if frame.option <= ReplyOption.APART:
-            results = Results(frame.b, report.body, frame.buffers, frame.option)
-            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes)
-            self.desk.placer.on_plain_work(report.seconds)
-            if job is not None and frame.b:
-                job.on_results(batch.start, results)
-            return
-        failure = decode_failure(report.body)
-        if frame.option == ReplyOption.UNREADABLE and n_items > 1:
-            self.dealer.on_unsent(batch.number)
-            if job is not None:
-                job.on_returned(batch.start, batch.stop)
-            return
-        self.dealer.on_void(batch.number)
-        if job is not None and frame.option == ReplyOption.UNREADABLE:
-            job.on_item_failed(batch.start, batch.stop, failure)
-        elif job is not None:
-            job.on_broken(failure)
 
     # Without the lock
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from taskfarm.errors import UsageError
+from taskfarm.errors import UsageError, WorkerLostError
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.ending import leave_if_threads_stay
 from taskfarm.runtime.pump import Pump
@@ -211,7 +211,10 @@ def _hall_of_ranks(session: Session) -> Hall:
             "thread of its own: let taskfarm start MPI, or leave mpi4py.rc.threads and mpi4py.rc.thread_level alone"
         )
     controller.tags = {peer.rank: peer.tags for peer in session.peers[1:]}
-    crew = Crew(controller, range(1, session.size))
+    alive = [rank for rank in range(1, session.size) if rank not in controller.lost]
+    if not alive:
+        raise WorkerLostError("an executor needs a worker, and all of them have died", tuple(controller.lost))
+    crew = Crew(controller, alive)
     hall = Hall(session, crew)
     controller.before_end = hall.close
     logger.info("rank 0: the executor's workers are %d MPI ranks", len(crew.workers))

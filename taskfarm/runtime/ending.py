@@ -106,9 +106,25 @@ def _at_exit(session: Session) -> None:
     flush_output()
     try:
         _end_session(session, world)
+        status = session.exit_status or int(session.failed_late)
+        if session.lifeline is not None and session.rank == 0:
+            session.lifeline.on_leaving(status)
+        if session.is_damaged:
+            _leave_damaged(session, world, status)
     except Exception as exc:  # noqa: BLE001 - whatever goes wrong here, the other ranks must not be left waiting
         print_error(f"taskfarm: rank {session.rank} cannot end the session: {type(exc).__name__}: {exc}")
         session.abort(session.exit_status or 1)
+
+
+def _leave_damaged(session: Session, world: World, status: int) -> NoReturn:
+    """End a job in which a rank has died, whose status is `status`; on workers, end this process."""
+    from taskfarm.runtime.runner import flush_output
+
+    flush_output()
+    if session.lifeline is not None and session.rank == 0:
+        session.lifeline.end(status)
+        world.abort(status)
+    os._exit(status)
 
 
 def _end_session(session: Session, world: World) -> None:
@@ -132,7 +148,7 @@ def _end_session(session: Session, world: World) -> None:
         error = session.controller.caller.take_untold_failures()
         if error is not None:
             report_late(session, error)
-    if session.failed_late and not status:
+    if session.failed_late and not status and not session.is_damaged:
         world.leave(1)  # the interpreter's own status can no longer be changed
 
 

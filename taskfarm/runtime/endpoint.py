@@ -16,6 +16,7 @@ from taskfarm.errors import ProtocolError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime.arrays import ArrayExchange
 from taskfarm.runtime.registry import Registry
+from taskfarm.runtime.vitals import no_marks
 from taskfarm.scheduling.mailbox import Letter, Mailbox
 from taskfarm.scheduling.quiescence import RankStatus, Wait
 from taskfarm.transport.base import Transport, raise_if_interrupted
@@ -95,6 +96,10 @@ class Endpoint:
         Arrays from and into its memory.
     debug : int
         How much to tell of tasks.
+    may_lose : bool
+        Whether the job goes on when a rank dies.
+    marks : memoryview of int64
+        What the supervisor is to know of this rank, by `taskfarm.runtime.vitals.Mark`.
     """
 
     def __init__(self, transport: Transport, surroundings: Surroundings, number: int | None) -> None:
@@ -106,6 +111,8 @@ class Endpoint:
         self.arrays = ArrayExchange(self)
         self.current_call = 0
         self.debug = 0
+        self.may_lose = False
+        self.marks = no_marks()
         self._n_sent = 0
         self._n_received = 0
         self._waits = Wait.NOT

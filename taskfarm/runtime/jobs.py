@@ -142,6 +142,10 @@ class Supplies:
         for known in self._known.values():
             known.add(number)
 
+    def lose(self, worker: int) -> None:
+        """Forget a worker that died."""
+        self._known.pop(worker, None)
+
     def forget(self, number: int) -> Iterator[int]:
         """Yield the workers that have what has this number; it counts as taken back."""
         for worker, known in self._known.items():

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-from taskfarm.errors import WorkerLostError
 from taskfarm.runtime import interrupts
 from taskfarm.runtime.blas import thread_variables
 from taskfarm.runtime.controller import Controller
@@ -74,16 +73,12 @@ class LocalProcesses:
         self.controller = Controller(self._transport, dict.fromkeys(self.ranks, host), surroundings)
         config = session.config
         self.controller.tags = {rank: config.tags | config.rank_tags.get(rank, frozenset()) for rank in self.ranks}
+        self.controller.may_lose = True
         interrupts.defer_on_controller(self._transport)
 
     def stop(self, deadline: float) -> None:
         """Send the processes away, and end those that have not left at `deadline`."""
-        while True:
-            try:
-                self.controller.quit_workers(deadline)
-                break
-            except WorkerLostError as exc:
-                self.controller.count_out(exc.ranks)
+        self.controller.quit_workers(deadline)
         limit = time.monotonic() + KILL_S if deadline < math.inf else math.inf
         self._transport.close(min(limit, deadline), lambda source, frame: None)
         for child in self._children:

@@ -21,11 +21,13 @@ from taskfarm.errors import InternalError, UsageError, WorkerLostError
 from taskfarm.runtime import ending, interrupts
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Endpoint, ReportFailure, Surroundings
+from taskfarm.runtime.lifeline import Lifeline
 from taskfarm.runtime.phases import PHASE_TABLE, Phase, PhaseEvent
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output, print_error
-from taskfarm.runtime.start import find_world
+from taskfarm.runtime.start import find_world, wait_for_ranks
 from taskfarm.runtime.surroundings import usable_cores
+from taskfarm.runtime.vitals import LOST_STATUS
 from taskfarm.runtime.watcher import WatchClient, WatchServer, main_thread_place, start_watch
 from taskfarm.runtime.worker import Worker
 from taskfarm.scheduling.machine import advance
@@ -41,10 +43,8 @@ __all__ = ["PHASE_TABLE", "STUCK_STATUS", "Phase", "PhaseEvent", "Session", "cur
 
 logger = logging.getLogger(__name__)
 
-STUCK_STATUS = 75  # EX_TEMPFAIL of sysexits.h: a rank was stuck in a failed collective call
-WAIT_WARNING_S = 10.0  # first word about ranks that do not come
+STUCK_STATUS = LOST_STATUS  # a rank was stuck in a failed collective call, and nobody can get it out
 CLOSE_S = 30.0  # everybody has said good-bye: what is left is to agree that all has arrived
-
 
 _session: Session | None = None  # the one mutable global of the library
 
@@ -94,11 +94,12 @@ class Session:
         What a face keeps for this session, by the face's name.
     code_namespace : dict
         Where `taskfarm.objects.run_code` executes.
+    lifeline : Lifeline or None
+        To this rank's supervisor, if it has one.
     controller, worker : Controller or None, Worker or None
         This rank's side, while and after the session is open.
     open_controller, open_endpoint : Controller or None, Endpoint or None
-        The controller, and this rank's side whichever it is, while the session is open: short ways for what is done
-        often.
+        The controller, and this rank's side, while the session is open: short ways for what is done often.
     """
 
     def __init__(self, config: Config) -> None:
@@ -129,6 +130,7 @@ class Session:
         self._transport: Transport | None = None
         self._watch: WatchClient | WatchServer | None = None
         self._comm: Any = None
+        self.lifeline = Lifeline.of_this_process()
 
     def _note_fork(self) -> None:
         self._forked = True
@@ -265,31 +267,28 @@ class Session:
         opening = self._opening
         if opening is None:
             raise InternalError("the session is opening without an opening")
-        now = time.monotonic()
-        if not opening.wait(min(now + timeout_s, now + WAIT_WARNING_S)):
-            if timeout_s > WAIT_WARNING_S:
-                missing = f"ranks {opening.missing()} to enter their loop" if self.rank == 0 else "rank 0"
-                logger.warning("rank %d waits for %s", self.rank, missing)
-            if timeout_s <= WAIT_WARNING_S or not opening.wait(now + timeout_s):
-                missing_ranks = opening.missing()
-                raise WorkerLostError(
-                    f"ranks {missing_ranks} did not report within {timeout_s:g} s: they never reached the point where "
-                    "workers enter their loop (spawnerBarrier, launch_event_loop), or are gone",
-                    missing_ranks,
-                )
-        self._opened = opening.complete(usable_cores(), serves)
+        wait_for_ranks(opening, self.rank, timeout_s)
+        self._opened = opening.complete(usable_cores(), serves, self.lifeline is not None)
         self._transport = self._opened.transport
+        endpoint: Endpoint
         if self.rank == 0:
             hosts = {peer.rank: peer.host for peer in self.peers[1:]}
-            self.controller = Controller(self._transport, hosts, self._surroundings())
+            endpoint = self.controller = Controller(self._transport, hosts, self._surroundings())
             interrupts.defer_on_controller(self._transport)
             self._compare_versions()
         else:
-            self.worker = Worker(self._transport, self._surroundings())
+            endpoint = self.worker = Worker(self._transport, self._surroundings())
+        if self.lifeline is not None:
+            self.lifeline.join_session(endpoint, self._opened, self.config)
         self._go_on(PhaseEvent.ALL_HERE)
         absent = [peer.rank for peer in self.peers if not peer.serves and peer.rank > 0]
         if self.rank == 0 and serves and absent:
             raise WorkerLostError(f"ranks {absent} ended without entering their loop", absent)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a rank has died, as far as this one knows: MPI cannot be finalized then."""
+        return bool((known_by := self.worker or self.lifeline) and known_by.is_damaged)
 
     def _go_on(self, event: PhaseEvent) -> None:
         self.phase = advance(PHASE_TABLE, self.phase, event, "the session")
@@ -344,7 +343,8 @@ class Session:
             raise InternalError("serve() without a worker")
         self.worker.run()
         self.registry.clear()
-        self._transport.close(math.inf, _drop)  # rank 0 has the deadline, and aborts for all
+        if not self.is_damaged:
+            self._transport.close(math.inf, _drop)  # rank 0 has the deadline, and aborts for all
         self._go_on(PhaseEvent.ENDED)
 
     def close(self, limit_s: float = math.inf) -> None:
@@ -368,7 +368,7 @@ class Session:
         stayed = controller.quit_workers(deadline)
         if stayed:
             self._give_up(f"ranks {stayed} are still at work and do not leave")
-        if not transport.close(time.monotonic() + CLOSE_S, controller.handle):
+        if not self.is_damaged and not transport.close(time.monotonic() + CLOSE_S, controller.handle):
             self._give_up("the ranks could not agree on the end of the session")
         if isinstance(self._watch, WatchServer):
             self._watch.stop()
@@ -383,8 +383,8 @@ class Session:
         self.abort(self.exit_status or 1)
 
     def finalize_mpi(self) -> None:
-        """End MPI here; collective."""
-        if self.world is not None:
+        """End MPI here; collective. In a damaged job it stays, until the process ends."""
+        if self.world is not None and not self.is_damaged:
             self.world.finalize()
 
     def abort(self, status: int) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
-from taskfarm.errors import UsageError
+from taskfarm.errors import UsageError, WorkerLostError
 from taskfarm.runtime.launch import wrong_launcher
 from taskfarm.runtime.libmpi import SearchPaths, find_library
 from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch, leave_explaining_to_rank_0
 from taskfarm.transport import prepare_mpi4py
 
 if TYPE_CHECKING:
-    from taskfarm.transport.world import World
+    from taskfarm.transport.world import Opening, World
 
-__all__ = ["find_world"]
+__all__ = ["find_world", "wait_for_ranks"]
+
+logger = logging.getLogger(__name__)
+
+WAIT_WARNING_S = 10.0  # first word about ranks that do not come
 
 
 def find_world(environ: Mapping[str, str]) -> tuple[World | None, ImportError | RuntimeError | None]:
@@ -57,3 +63,19 @@ def _check_launcher(environ: Mapping[str, str]) -> None:
 def _refuse(text: str, environ: Mapping[str, str]) -> NoReturn:
     leave_explaining_to_rank_0(environ, 1)
     raise UsageError(text)
+
+
+def wait_for_ranks(opening: Opening, rank: int, timeout_s: float) -> None:
+    """Return when every rank takes part in the opening; `WorkerLostError` names those that do not in time."""
+    now = time.monotonic()
+    if not opening.wait(min(now + timeout_s, now + WAIT_WARNING_S)):
+        if timeout_s > WAIT_WARNING_S:
+            missing = f"ranks {opening.missing()} to enter their loop" if rank == 0 else "rank 0"
+            logger.warning("rank %d waits for %s", rank, missing)
+        if timeout_s <= WAIT_WARNING_S or not opening.wait(now + timeout_s):
+            missing_ranks = opening.missing()
+            raise WorkerLostError(
+                f"ranks {missing_ranks} did not report within {timeout_s:g} s: they never reached the point where "
+                "workers enter their loop (spawnerBarrier, launch_event_loop), or are gone",
+                missing_ranks,
+            )

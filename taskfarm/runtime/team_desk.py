@@ -7,7 +7,6 @@ how it ended on each, and sees to the team's communicator afterwards.
 from __future__ import annotations
 
 import math
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import count
@@ -16,18 +15,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from taskfarm.errors import ProtocolError, RankFailure
+from taskfarm.errors import ProtocolError, RankFailure, UsageError, WorkerLostError
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Supplied
+from taskfarm.runtime.losses import error_of_loss
 from taskfarm.runtime.options import TeamForget, TeamReply
 from taskfarm.runtime.runner import decode_failure
+from taskfarm.scheduling.pacing import Loss
 from taskfarm.scheduling.placing import Placement, Placer
 from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
 if TYPE_CHECKING:
     from taskfarm.runtime.controller import Controller
-    from taskfarm.runtime.crew import Crew
+    from taskfarm.runtime.dispatch import Dispatch
 
 __all__ = ["TEAM_HEAD", "TEAM_REPORT", "PlacedTask", "TeamDesk"]
 
@@ -49,17 +50,20 @@ class PlacedTask(Protocol):
         The function that it names.
     wants_all : bool
         Whether the results of all ranks are wanted.
+    retries : int
+        How often it is tried again if a worker that runs it is lost.
     """
 
     job: Supplied
     packed: Packed
     known: KnownFunction | None
     wants_all: bool
+    retries: int
 
     def on_start(self) -> bool:
         """Note that the task starts; False if it was cancelled."""
 
-    def on_failed(self, failure: RankFailure) -> None:
+    def on_failed(self, failure: RankFailure | BaseException) -> None:
         """Note that it has failed; it may go on for a while on other ranks."""
 
     def on_broken(self, failure: RankFailure) -> None:
@@ -76,6 +80,7 @@ class _Run:
         "failed",
         "failed_at",
         "left",
+        "loss",
         "n_met",
         "n_unmatched",
         "number",
@@ -94,6 +99,7 @@ class _Run:
         self.results: dict[int, tuple[Buffer, Sequence[Buffer]]] = {}
         self.failed = False
         self.failed_at = math.inf
+        self.loss: Loss | None = None
         self.told = False
         self.uncounted = False
         self.n_met = 0
@@ -105,15 +111,16 @@ class TeamDesk:
 
     Parameters
     ----------
-    crew : Crew
+    crew : Dispatch
         Whose lock is held in all methods.
     controller : Controller
         Knows hosts and tags of the workers.
     """
 
-    def __init__(self, crew: Crew, controller: Controller) -> None:
+    def __init__(self, crew: Dispatch, controller: Controller) -> None:
         self._crew = crew
         self._transport = controller.transport
+        self._tell_losses = controller.tell_losses
         self._caller = controller.caller
         self._registry = controller.registry
         self.hosts = {worker: controller.hosts[worker] for worker in crew.workers}
@@ -123,6 +130,8 @@ class TeamDesk:
         self._run_numbers = count(1)
         self._team_numbers = count(1)
         self._waiting: dict[int, PlacedTask] = {}
+        self._needs: dict[int, tuple[int, frozenset[int] | None]] = {}  # of tasks that have not ended: see `add`
+        self._losses: dict[int, list[Loss]] = {}  # of attempts that were lost, by task number
         self._runs: dict[int, _Run] = {}
         self._placed: dict[int, int] = {}  # run number to task number
         self._teams: OrderedDict[tuple[int, ...], int] = OrderedDict()  # least recently used first
@@ -135,18 +144,44 @@ class TeamDesk:
         number = next(self._numbers)
         self.placer.add(number, n_workers, allowed)
         self._waiting[number] = task
+        self._needs[number] = n_workers, allowed
         return number
 
     def drop(self, number: int) -> bool:
         """Forget a task that has not started; False if it has."""
         if self._waiting.pop(number, None) is None:
             return False
+        self._forget(number)
         return self.placer.drop(number)
 
-    def on_lost(self) -> None:
-        """Note that workers are gone, and the crew with them."""
-        self._waiting.clear()
-        self._runs.clear()
+    def _forget(self, number: int) -> None:
+        self._needs.pop(number, None)
+        self._losses.pop(number, None)
+
+    def on_worker_lost(self, rank: int, how: str) -> None:
+        """Take in that a worker is gone: what it ran is tried again, and what nobody can run now has failed."""
+        self.hosts.pop(rank, None)
+        nobody_left = self.placer.on_worker_lost(rank)
+        for number in nobody_left:
+            task = self._waiting[number]
+            self.drop(number)
+            task.on_start()
+            task.on_failed(
+                WorkerLostError(f"no workers are left that could run the task, since rank {rank} {how}", [rank])
+            )
+            task.on_over([])
+        running = {run.workers for run in self._runs.values()}
+        for workers in [workers for workers in self._teams if rank in workers and workers not in running]:
+            self._forget_team(workers, TeamForget.KEEP)
+        for run in [run for run in self._runs.values() if rank in run.workers]:
+            run.loss = run.loss or Loss(rank, how)
+            run.uncounted = run.failed = True
+            run.failed_at = min(run.failed_at, self._crew.clock())
+            run.left.discard(rank)
+            for worker in run.left:
+                self._tell_losses(worker)
+            if not run.left:
+                self._end(run)
 
     def stuck_ranks(self, failed_before: float) -> list[int]:
         """Return the ranks that are still in tasks that failed before then, if nothing else is under way or waits."""
@@ -187,6 +222,7 @@ class TeamDesk:
         task = self._waiting.pop(number)
         if not task.on_start():
             self.placer.on_ended(number, now)
+            self._forget(number)
             return False
         run = _Run(next(self._run_numbers), task, workers)
         self._runs[run.number] = run
@@ -234,9 +270,11 @@ class TeamDesk:
         how = frame.option & ~TeamReply.UNCOUNTED
         if how == TeamReply.VALUE:
             run.results[source] = body, frame.buffers
-        elif how != TeamReply.ENDED and not run.told:  # the first; ranks that it has ended may have reported before
+        elif (
+            how != TeamReply.ENDED and not run.told and run.loss is None
+        ):  # the first; ranks that it has ended may have reported before
             run.told = True
-            run.failed_at = time.monotonic()
+            run.failed_at = self._crew.clock()
             failure = decode_failure(body)
             (run.task.on_broken if how == TeamReply.BROKEN else run.task.on_failed)(failure)
         run.failed |= how != TeamReply.VALUE
@@ -248,9 +286,30 @@ class TeamDesk:
         if run.failed or run.n_unmatched:
             what = TeamForget.KEEP if run.uncounted else TeamForget.TIDY
             self._forget_team(run.workers, what, run.n_met, run.number if run.failed else 0)
+        number = self._placed.pop(run.number)
+        self.placer.on_ended(number, self._crew.clock())
+        if run.loss is not None and not run.told:
+            self._lose(number, run.task, run.loss)
+            return
+        self._forget(number)
         wanted = run.workers if run.task.wants_all else run.workers[:1]
         run.task.on_over([] if run.failed else [run.results[worker] for worker in wanted])
-        self.placer.on_ended(self._placed.pop(run.number), time.monotonic())
+
+    def _lose(self, number: int, task: PlacedTask, loss: Loss) -> None:
+        """Have a task wait again whose attempt was lost, unless it has used up its retries, or nobody is left."""
+        story = self._losses.setdefault(number, [])
+        story.append(loss)
+        if len(story) <= task.retries:
+            try:
+                self.placer.add(number, *self._needs[number])
+            except UsageError:  # too few are left
+                pass
+            else:
+                self._waiting[number] = task
+                return
+        self._forget(number)
+        task.on_failed(error_of_loss(story))
+        task.on_over([])
 
     def _forget_objects(self) -> None:
         for number, ranks in self._registry.take_dead_placed():

@@ -81,6 +81,7 @@ class Teams:
         self._teams: dict[int, Team] = {}
         self._part: _Part | None = None
         self._stopped: dict[int, str] = {}  # runs that others have left before they began here
+        self._lost: dict[int, str] = {}  # ranks that died, and how
         self._groups: dict[tuple[int, ...], Team] = {}
         self._last_run = self._last_group = 0
         self._thread: threading.Thread | None = None
@@ -113,6 +114,18 @@ class Teams:
                 self._stopped[frame.a] = why
         elif frame.a > (self._last_group if frame.a > GROUP else self._last_run):
             self._stopped[frame.a] = why
+
+    def on_lost(self, rank: int, how: str) -> None:
+        """Note that a rank died, for which no task may wait."""
+        self._lost[rank] = how
+        part = self._part
+        if part is not None and rank in part.ranks and part.guard is not None:
+            part.guard.failed = f"rank {rank} of the task {how}"
+
+    def _check_complete(self, ranks: tuple[int, ...]) -> None:
+        for rank in ranks:
+            if rank in self._lost:
+                raise PeerFailed(f"rank {rank} of the task {self._lost[rank]}")
 
     def on_forget(self, source: int, frame: Frame) -> None:
         """Drop a team's communicator, or an object."""
@@ -156,6 +169,7 @@ class Teams:
         """Meet the others; they do the same, whatever has happened to them."""
         from taskfarm.transport.teams import open_team
 
+        self._check_complete(part.ranks)
         team = self._teams.get(number)
         if team is None:
             team = self._teams[number] = open_team(self._transport.parent, part.ranks)  # type: ignore[attr-defined]
@@ -227,6 +241,7 @@ class Teams:
         part = self._part = _Part(GROUP | number, ranks)
         self._last_group = part.number
         try:
+            self._check_complete(ranks)
             team = self._groups.pop(ranks, None) or open_team(self._transport.parent, ranks)  # type: ignore[attr-defined]
             part.team = team
             part.guard, part.comm = team.begin(self._look)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from taskfarm.config import Config
 from taskfarm.runtime.interrupts import wakeup_socket
+from taskfarm.runtime.lines import Lines
 from taskfarm.runtime.runner import is_own_file
 from taskfarm.scheduling.stuck import EndJob, StuckJudge, Whereabouts
 
@@ -39,7 +40,6 @@ ASK_EVERY_S = 0.25
 ENDING_S = 3.0  # a short program may be over before a loaded machine has run this thread
 CONNECT_TIMEOUT_S = 5.0
 INTERRUPT_PATIENCE_S = 1.0  # how long an interrupted `comm` method of rank 0 may take to return by itself
-_MAX_LINE_BYTES = 1 << 20
 # Whatever a peer can make go wrong; the thread must outlive it.
 _BAD_PEER = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError)
 
@@ -51,19 +51,6 @@ def main_thread_place() -> str:
     while frame is not None and is_own_file(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame is not None else ""
-
-
-class _Lines:
-    """Splits what a socket brings into lines."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _MAX_LINE_BYTES:
-            raise ValueError("line too long")
-        return lines
 
 
 class WatchClient:
@@ -111,7 +98,7 @@ class WatchClient:
             with self._lock:
                 connection.sendall(self._hello + b"".join(self._backlog))
                 self._socket = connection
-            lines = _Lines()
+            lines = Lines()
             while data := connection.recv(4096):
                 for _ in lines.feed(data):
                     self._send({"where": astuple(self._where())})
@@ -169,7 +156,7 @@ class WatchServer:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._ranks: dict[socket.socket, int | None] = {}
-        self._lines: dict[socket.socket, _Lines] = {}
+        self._lines: dict[socket.socket, Lines] = {}
         listener.setblocking(False)
         self._wake_reader.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ)
@@ -245,7 +232,7 @@ class WatchServer:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
                 self._ranks[connection] = None
-                self._lines[connection] = _Lines()
+                self._lines[connection] = Lines()
                 self._selector.register(connection, selectors.EVENT_READ)
         elif source is self._signals and self._signals is not None:
             with contextlib.suppress(OSError):

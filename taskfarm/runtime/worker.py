@@ -28,6 +28,7 @@ from taskfarm.runtime.options import CallOption, ResultWanted
 from taskfarm.runtime.receiving import BlockReceiver
 from taskfarm.runtime.runner import Outcome, encode_failure, end_forked_child, failure_of, flush_output, run
 from taskfarm.runtime.teams import Teams
+from taskfarm.runtime.vitals import Mark
 from taskfarm.scheduling.calls import REPORT_EVERY
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.tree import children
@@ -42,9 +43,12 @@ logger = logging.getLogger(__name__)
 
 _DONE = Kind.DONE  # hot path: see `taskfarm.fast`
 _VALUE_WANTED = ResultWanted.VALUE
+_DONE_CALL, _CURRENT_CALL = int(Mark.DONE_CALL), int(Mark.CURRENT_CALL)
 
 # What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
-_AT_ONCE = frozenset({Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG, Kind.TEAM_STOP, Kind.SHARE})
+_AT_ONCE = frozenset(
+    {Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG, Kind.LOST, Kind.TEAM_STOP, Kind.SHARE}
+)
 
 
 def _read_and_call(read: Callable[..., wire.Work], source: Sequence[Any]) -> Any:
@@ -61,16 +65,23 @@ class Worker(Endpoint):
         Moves the frames.
     surroundings : Surroundings
         The rest of the rank.
+    clock : callable, optional
+        Returns the time in seconds, by which batches are measured.
 
     Attributes
     ----------
     done_call : int
         Number of the last call that ended; like `current_call`, read by the watching thread.
+    is_damaged : bool
+        Whether a rank has died, as rank 0 said when it ended the session.
     """
 
-    def __init__(self, transport: Transport, surroundings: Surroundings) -> None:
+    def __init__(
+        self, transport: Transport, surroundings: Surroundings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(transport, surroundings, None)
         self.done_call = 0
+        self.is_damaged = False
         self._reported = 0
         self._host = self.host = surroundings.host
         self._children = children(transport.rank, transport.size)
@@ -81,7 +92,7 @@ class Worker(Endpoint):
         self._deferred: deque[Incoming] = deque()
         self._home: str | None = None
         batches = BatchRunner(
-            transport, surroundings.host, surroundings.registry, self._run_user_code, self._complete_sends
+            transport, surroundings.host, surroundings.registry, self._run_user_code, self._complete_sends, clock
         )
         self.teams = Teams(self, batches, self._run_user_code, self._complete_sends)
         self.keep = batches.keep
@@ -102,6 +113,7 @@ class Worker(Endpoint):
                 Kind.RENEW_COMM: self.on_renew_comm,
                 Kind.DEBUG: self.on_debug,
                 Kind.QUIT: self.on_quit,
+                Kind.LOST: self.on_lost,
             }
         )
 
@@ -233,6 +245,7 @@ class Worker(Endpoint):
             self.watch()
         self._registry.start_call(frame.b)
         self.current_call = number
+        self.marks[_CURRENT_CALL] = number
         outcome = self._run_work(wire.unpack_work, frame.body, frame.buffers)
         if outcome.exception is None and option & CallOption.VALUE:
             outcome = self._send_value(number, outcome)
@@ -240,6 +253,8 @@ class Worker(Endpoint):
             self._report_failure(number, outcome.exception, option)
         self.current_call = 0
         self.done_call = number
+        self.marks[_DONE_CALL] = number
+        self.marks[_CURRENT_CALL] = 0
         if outcome.exception is not None or option & CallOption.REPORT or number - self._reported >= REPORT_EVERY:
             self._report_done()
 
@@ -284,9 +299,17 @@ class Worker(Endpoint):
         """Set the debug level."""
         self.debug = frame.a
 
+    def on_lost(self, source: int, frame: Frame) -> None:
+        """Give up another worker, of whose death rank 0 tells."""
+        if source == 0 and frame.a not in (0, self.transport.rank):
+            how = bytes(frame.body).decode(errors="replace")
+            self.transport.lose(frame.a, how)
+            self.teams.on_lost(frame.a, how)
+
     def on_quit(self, source: int, frame: Frame) -> None:
         """Leave the loop, now or when the running task has ended; a task that waits for a message is ended."""
         self._quitting = True
+        self.is_damaged = bool(frame.a)
         if self._waits or self.arrays.waits:
             raise CutOff("the session has ended")
 

@@ -144,6 +144,10 @@ class Farm:
         """Tell whether task `number` runs on `rank` and has not reported its end."""
         return self._states.get(number) is _RUNNING and self._ranks[number] == rank
 
+    def host_of(self, rank: int) -> str:
+        """Return the host of a worker, also of a lost one."""
+        return self._hosts[rank]
+
     def slots(self) -> dict[int, SlotState]:
         """Return the state of each worker's slot, by rank."""
         return dict(sorted(self._slots.items()))

@@ -93,14 +93,16 @@ class Placer:
     # Events
 
     def add(self, number: int, n_workers: int, allowed: frozenset[int] | None = None) -> None:
-        """Take a task, numbered higher than any before, for `n_workers` of the workers `allowed` (None: of all).
+        """Take a task for `n_workers` of the workers `allowed` (None: of all).
+
+        It has a higher number than any before, or one that has ended, and is tried again.
 
         Raises
         ------
         UsageError
             If there are not so many.
         """
-        n = len(self._hosts) if allowed is None else len(allowed & self._hosts.keys())
+        n = self._n_able(allowed)
         if n_workers > n:
             raise UsageError(f"a task needs {n_workers} workers, and {n} may run it")
         shape = (n_workers, allowed)
@@ -147,6 +149,35 @@ class Placer:
                 self._release(worker)
         self._changed = True
         return team.workers
+
+    def on_worker_lost(self, worker: int) -> list[int]:
+        """Take in that a worker is gone, of which the dealer knows; return the waiting tasks that nobody can run now.
+
+        A task that ran there goes on for the others, until `on_ended`.
+        """
+        del self._hosts[worker]
+        self._half = max(1, len(self._hosts) // 2)
+        number = self._busy_with.pop(worker, None)
+        if number is not None:
+            team = self._running[number]
+            team.workers = tuple(other for other in team.workers if other != worker)
+        number = self._reserved_for.pop(worker, None)
+        if number is not None:
+            team = self._reserved.pop(number)
+            shape = (len(team.workers), team.allowed)
+            team.workers = tuple(other for other in team.workers if other != worker)
+            self._unreserve(team, keep=())
+            self._shapes[number] = shape
+            queue = self._queues.setdefault(shape, OrderedDict())
+            queue[number] = None
+            queue.move_to_end(number, last=False)
+        teams = [*self._running.values(), *self._reserved.values()]
+        self._n_widest = sum(len(team.workers) > self._half for team in teams)
+        self._changed = True
+        return [number for number, (n, allowed) in self._shapes.items() if n > self._n_able(allowed)]
+
+    def _n_able(self, allowed: frozenset[int] | None) -> int:
+        return len(self._hosts) if allowed is None else len(allowed & self._hosts.keys())
 
     def on_plain_work(self, seconds: float) -> None:
         """Note that a plain batch took `seconds`."""

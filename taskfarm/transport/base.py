@@ -127,6 +127,12 @@ class Transport(Protocol):
             Whether borrowed memory may be changed.
         """
 
+    def lose(self, rank: int, how: str) -> None:
+        """Give up a rank that died: nothing is sent to it or taken from it any more, and nobody waits for it.
+
+        A LOST frame from it, made here, is the last that `receive` returns of it.
+        """
+
     @property
     def n_unsent(self) -> int:
         """Number of MPI sends that are not complete."""

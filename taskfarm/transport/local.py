@@ -119,6 +119,9 @@ class LocalTransport:
         """Return True at once: a local send copies."""
         return True
 
+    def lose(self, rank: int, how: str) -> None:
+        """Do nothing: no rank of one process dies alone."""
+
     @property
     def n_unsent(self) -> int:
         """Always 0: a local send copies."""

@@ -19,68 +19,34 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mpi4py import MPI
 
 from taskfarm.errors import ProtocolError, UsageError
+from taskfarm.transport.arriving import BULK_CHUNK_BYTES, Arrival, chunks
 from taskfarm.transport.base import Incoming, raise_if_interrupted
 from taskfarm.transport.clearance import Clearance, Signal, patience_s
 from taskfarm.transport.direct import MpiDirect
 from taskfarm.transport.doorbell import Doorbell
 from taskfarm.transport.dozing import Dozing
 from taskfarm.transport.inlets import CONTROL_MAX_BYTES, TAG, Inlet
-from taskfarm.transport.memory import PIECE_BYTES
+from taskfarm.transport.losing import Losing, Send
 from taskfarm.transport.pool import BufferPool
 from taskfarm.transport.waiting import Waiter
 from taskfarm.wire.codec import empty_buffer
-from taskfarm.wire.frames import Buffer, Frame, Head, encode, encode_signal, parse_head, parse_signal, parse_whole
+from taskfarm.wire.frames import Buffer, Frame, encode, encode_signal, parse_head, parse_signal, parse_whole
 
 __all__ = ["BULK_CHUNK_BYTES", "MpiTransport"]
 
 logger = logging.getLogger(__name__)
 
-BULK_CHUNK_BYTES = PIECE_BYTES
 _TESTS_PER_POLL = 32
 _BYTE = MPI.BYTE
 
 
-class _Arrival:
-    """A frame that is coming in."""
-
-    __slots__ = ("bulk", "data", "head", "requests")
-
-    def __init__(self, data: Buffer, requests: list[MPI.Request]) -> None:
-        self.data = data
-        self.requests = requests
-        self.head: Head | None = None
-        self.bulk: list[Buffer] = []
-
-    @property
-    def is_posted(self) -> bool:
-        """Whether MPI has the memory for all of its parts."""
-        return self.head is not None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all of it is here."""
-        return self.head is not None and not self.requests
-
-    @property
-    def bulk_bytes(self) -> int:
-        """Size of its bulk."""
-        return sum(map(len, self.bulk))
-
-
-def _chunks(memory: Buffer) -> Iterator[memoryview]:
-    """Yield `memory` as the bulk messages in which it travels."""
-    view = memoryview(memory)
-    for start in range(0, len(view), BULK_CHUNK_BYTES):
-        yield view[start : start + BULK_CHUNK_BYTES]
-
-
-class MpiTransport(Dozing):
+class MpiTransport(Dozing, Losing):
     """Transport over MPI; see `taskfarm.transport.base.Transport` for the methods.
 
     Parameters
@@ -111,13 +77,18 @@ class MpiTransport(Dozing):
         self.size: int = control.size
         self.interrupted = False
         self._woken = False
-        self._sends: deque[tuple[MPI.Request, object]] = deque()  # with the memory that they keep alive
-        self._borrowed: deque[tuple[MPI.Request, object]] = deque()
-        self._arriving: dict[int, deque[_Arrival]] = {}
+        self._sends: deque[Send] = deque()
+        self._borrowed: deque[Send] = deque()
+        self._arriving: dict[int, deque[Arrival]] = {}
         self._ready: deque[Incoming] = deque()
         self._clearance = Clearance(self._send_control)
         self._pool = BufferPool()
         self._wait_ends = -math.inf  # when the wait that this rank is in will end
+        self._news: Sequence[int] = (0,)  # the first is the number of losses that `_take_losses` has to tell
+        self._n_news = 0
+        self._take_losses: Callable[[], Sequence[tuple[int, str]]] = list
+        self._abandoned: list[object] = []  # requests that never complete, and their memory, which MPI may still know
+        self.lost: set[int] = set()
         self._n_sent_to = [0] * self.size
         self._n_received = 0
         self.direct = MpiDirect(self, bulk, waiter, self._wake)
@@ -145,10 +116,12 @@ class MpiTransport(Dozing):
     def _send_control(self, dest: int, control: bytes) -> None:
         if not 0 <= dest < self.size or dest == self.rank:
             raise UsageError(f"dest={dest} is not another rank of {self.size}")
+        if self.lost and dest in self.lost:
+            return
         self._n_sent_to[dest] += 1
         request = self._isend((control, _BYTE), dest, TAG)
         if not request.Test():
-            self._sends.append((request, control))
+            self._sends.append((request, control, dest))
         self._wake(dest)
 
     def _wake(self, dest: int) -> None:
@@ -169,7 +142,7 @@ class MpiTransport(Dozing):
         control, bulk = encode(frame)
         n_own = len(bulk) - len(frame.buffers)  # the body, if it is in bulk
         self._send_large(dest, control, bulk[:n_own], False)
-        if not frame.buffers:
+        if not frame.buffers or dest in self.lost:
             return
         size = sum(map(len, frame.buffers))
         clearance, sends = self._clearance, self._sends
@@ -201,9 +174,9 @@ class MpiTransport(Dozing):
     def _put_back(self, arrived: list[Incoming]) -> None:
         self._ready.extendleft(reversed(arrived))
 
-    def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[tuple[MPI.Request, object]]) -> None:
-        for chunk in _chunks(buffer):
-            sends.append((self._bulk.Isend((chunk, _BYTE), dest, TAG), chunk))
+    def _send_bulk(self, dest: int, buffer: Buffer, sends: deque[Send]) -> None:
+        for chunk in chunks(buffer) if dest not in self.lost else ():
+            sends.append((self._bulk.Isend((chunk, _BYTE), dest, TAG), chunk, dest))
 
     @property
     def n_unsent(self) -> int:
@@ -248,6 +221,9 @@ class MpiTransport(Dozing):
         if taken is not None:
             self._n_received += 1
             source, data, request = taken
+            if self.lost and source in self.lost:
+                self._abandoned.append(taken)
+                return None
             if request is None:
                 if source not in self._arriving:
                     frame = parse_whole(data)
@@ -257,7 +233,13 @@ class MpiTransport(Dozing):
                 if signal is not None and signal[0] != Signal.LONG:
                     self._on_signal(source, *signal)
                     return None
-            self._arriving.setdefault(source, deque()).append(_Arrival(data, [] if request is None else [request]))
+            self._arriving.setdefault(source, deque()).append(Arrival(data, [] if request is None else [request]))
+        elif self._news[0] != self._n_news:
+            self._n_news = self._news[0]
+            for rank, how in self._take_losses():
+                self.lose(rank, how)
+            if self._ready:
+                return self._ready.popleft()
         if self._arriving:
             self._move_arrivals()
             if self._ready:
@@ -289,7 +271,7 @@ class MpiTransport(Dozing):
             if not queue:
                 del self._arriving[source]
 
-    def _begin_next(self, source: int, arrival: _Arrival) -> bool:
+    def _begin_next(self, source: int, arrival: Arrival) -> bool:
         """Start to take in what the complete control message of `arrival` announces; False if it makes no sense."""
         signal = parse_signal(arrival.data)
         if signal is not None and signal[0] == Signal.LONG:
@@ -311,8 +293,8 @@ class MpiTransport(Dozing):
         arrival.requests.reverse()  # tested from the end: they complete in the order in which they were posted
         return True
 
-    def _post(self, source: int, arrival: _Arrival, memory: Buffer) -> None:
-        for chunk in _chunks(memory):
+    def _post(self, source: int, arrival: Arrival, memory: Buffer) -> None:
+        for chunk in chunks(memory):
             arrival.requests.append(self._bulk.Irecv((chunk, _BYTE), source, TAG))
 
     def receive(self, deadline: float) -> Incoming | None:
@@ -373,6 +355,8 @@ class MpiTransport(Dozing):
         while True:
             while (item := self.receive_nowait()) is not None:
                 on_frame(*item)
+            if self.lost:
+                return True  # there is nothing to agree on with the dead, and nothing that could be freed
             direct.move()
             reduced = reduced or reduction.Test()
             n_received = self._n_received + direct.n_received

@@ -22,7 +22,7 @@ from taskfarm.errors import UsageError, WorkerLostError
 from taskfarm.transport.base import Direct, Incoming, raise_if_interrupted
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.codec import empty_buffer
-from taskfarm.wire.frames import Buffer, Frame, Head, encode, parse_head
+from taskfarm.wire.frames import Buffer, Frame, Head, Kind, encode, parse_head
 
 __all__ = ["StreamTransport", "adopt_socket", "pause"]
 
@@ -127,7 +127,7 @@ class StreamTransport:
         self._woken = False
         self._links = {other: _Link(other, sock) for other, sock in sockets.items()}
         self._ready: deque[Incoming] = deque()
-        self._lost: deque[int] = deque()
+        self._lost: deque[tuple[int, str]] = deque()
         self._told: set[int] = set()
         # Of a hub without others: what exchanges arrays beside frames needs a session over MPI, and never comes here.
         self.direct: Direct = LocalHub(1).transports()[0].direct
@@ -189,7 +189,7 @@ class StreamTransport:
         Raises
         ------
         WorkerLostError
-            Once for every process whose end of the connection has gone.
+            If the process that started this one is gone. Of others, a LOST frame tells.
         """
         if not self._ready:
             for link in self._links.values():
@@ -197,15 +197,24 @@ class StreamTransport:
                     link.push()
                 if link.is_open:
                     link.pull(self._ready)
-                if not link.is_open and link.rank not in self._told:
-                    self._told.add(link.rank)
-                    self._lost.append(link.rank)
+                if not link.is_open:
+                    self.lose(link.rank, "ended, and its connection with it")
         if self._ready:
             return self._ready.popleft()
         if self._lost:
-            rank = self._lost.popleft()
-            raise WorkerLostError(f"the process of rank {rank} is gone", [rank])
+            rank, how = self._lost.popleft()
+            if rank == 0:
+                raise WorkerLostError(f"the process of rank {rank} is gone", [rank])
+            return rank, Frame(Kind.LOST, rank, body=how.encode())
         return None
+
+    def lose(self, rank: int, how: str) -> None:
+        """Give up a process; see the protocol. Nothing is known here of those without a connection."""
+        link = self._links.get(rank)
+        if link is not None and rank not in self._told:
+            link.is_open = False
+            self._told.add(rank)
+            self._lost.append((rank, how))
 
     def receive(self, deadline: float) -> Incoming | None:
         """Wait for the next frame; see the protocol, and `receive_nowait`."""

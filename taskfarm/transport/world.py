@@ -165,6 +165,8 @@ class Opened(NamedTuple):
         Where rank 0 listens for the watch channel, as seen from this rank.
     watch_listener : socket or None
         Rank 0's listening socket.
+    life_address, life_listener
+        The same for the supervisors; port 0 and None where there are none.
     """
 
     transport: MpiTransport
@@ -172,6 +174,8 @@ class Opened(NamedTuple):
     secret: str
     watch_address: tuple[str, int]
     watch_listener: socket.socket | None
+    life_address: tuple[str, int]
+    life_listener: socket.socket | None
 
 
 class Opening:
@@ -210,7 +214,7 @@ class Opening:
         """Return, on rank 0, the ranks that were not seen yet."""
         return [rank for rank in range(self._size) if not self._here[rank]]
 
-    def complete(self, n_cores: int, serves: bool) -> Opened:
+    def complete(self, n_cores: int, serves: bool, survives: bool = False) -> Opened:
         """Exchange what the ranks know of themselves, once `wait` has returned True; collective.
 
         Parameters
@@ -219,6 +223,8 @@ class Opening:
             Cores that this process may use.
         serves : bool
             Whether this rank will serve, or is about to end.
+        survives : bool
+            Whether there are supervisors; rank 0's word counts.
         """
         control = self._control
         rank = control.rank
@@ -232,9 +238,11 @@ class Opening:
         )
         peers = _hold_parts_once(control.allgather(info))
         one_host = len({peer.key for peer in peers}) == 1
-        listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=1024) if rank == 0 else None
-        port = control.bcast(listener.getsockname()[1] if listener is not None else 0, 0)
-        address = ("127.0.0.1" if peers[0].key == info.key else peers[0].host, port)
+        interface = "127.0.0.1" if one_host else ""
+        listener = socket.create_server((interface, 0), backlog=1024) if rank == 0 else None
+        second = socket.create_server((interface, 0), backlog=1024) if rank == 0 and survives else None
+        port, second_port = control.bcast([_port_of(listener), _port_of(second)], 0)
+        name = "127.0.0.1" if peers[0].key == info.key else peers[0].host
         neighbours = self._join_neighbours(bell, info, peers)
         on_host = [peer for peer in peers if peer.host == info.host]
         n_cores = cores_of_host(on_host)
@@ -245,7 +253,7 @@ class Opening:
         all_ring = usable is not None and usable.reaches(range(self._size))
         waiter = Waiter(spin, usable, all_ring, ranks_per_core)
         transport = MpiTransport(control, self._bulk, waiter, usable, new_inlet(control, self._config.receive))
-        return Opened(transport, peers, secret, address, listener)
+        return Opened(transport, peers, secret, (name, port), listener, (name, second_port), second)
 
     def _new_bell(self, secret: str, rank: int) -> Doorbell | None:
         if not self._config.doorbell or not sys.platform.startswith("linux"):
@@ -282,6 +290,10 @@ def _hold_parts_once(peers: Sequence[PeerInfo]) -> list[PeerInfo]:
         parts = [getattr(peer, name) for name in names]
         found.append(PeerInfo(*(held.setdefault((type(part), part), part) for part in parts)))
     return found
+
+
+def _port_of(listener: socket.socket | None) -> int:
+    return int(listener.getsockname()[1]) if listener is not None else 0
 
 
 def cores_of_host(peers: Sequence[PeerInfo]) -> int:

@@ -44,10 +44,23 @@ class SpawnerView:
         self._pids = {peer.rank: peer.pid for peer in peers} or {0: os.getpid()}
         self.host_ids = {name: MPIHostID(name) for name in dict.fromkeys(self._host_of.values())}
         self.free_hosts = {self.host_ids[name] for name in self._controller.farm.free_hosts}
+        for rank in self._controller.lost:
+            self._lose(rank, "")
+        self._controller.loss_listeners.append(self._lose)
+
+    def _lose(self, rank: int, how: str) -> None:
+        """Forget the slot of a rank that died, and its host if that was the last one there."""
+        name = self._host_of.pop(rank)
+        if name not in self._host_of.values():
+            self.free_hosts.discard(self.host_ids.pop(name))
+        elif name not in self._controller.farm.free_hosts:
+            self.free_hosts.discard(self.host_ids[name])
 
     def update(self, rank: int) -> None:
-        """Note that the slot of `rank` was taken or freed."""
-        name = self._host_of[rank]
+        """Note that the slot of `rank` was taken or freed, or that the task of a lost one has been handed out."""
+        name = self._host_of.get(rank)
+        if name is None:
+            return
         if name in self._controller.farm.free_hosts:
             self.free_hosts.add(self.host_ids[name])
         else:

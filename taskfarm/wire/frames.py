@@ -67,7 +67,7 @@ class Kind(IntEnum):
     STATUS = 12  #: what a rank waits for and how many messages it has sent and received [round, -]
     DEBUG = 13  #: set the debug level of the worker [level, -]
     LOG = 14  #: debug text for rank 0 [-, -]
-    QUIT = 15  #: end the session [-, -]
+    QUIT = 15  #: end the session [whether a rank has died, -]
     BYE = 16  #: a worker has left its loop [-, -]
     ARRAY = 17  #: `option` says: an array is offered, or not any more [number of the sender, number of the receiver]
     FUNCTION = 18  #: what the batches of a job run; `option` says if it is an initializer [job number, -]
@@ -80,6 +80,7 @@ class Kind(IntEnum):
     TEAM_FORGET = 25  #: `option` says what to do with a team's communicator, or an object [team or object, see there]
     SHARE = 26  #: a block of shared memory, or a part of it; `option` says which [block number, size or offset]
     SHARED = 27  #: a rank has the whole block, or the body says why not [block number, -]
+    LOST = 28  #: a rank has died; the body says how. On rank 0 the transport makes it itself [rank, -]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

@@ -27,6 +27,8 @@ def test_defaults() -> None:
         "blas_threads": None,
         "tags": frozenset(),
         "rank_tags": {},
+        "heartbeat_s": 30.0,
+        "hang_s": None,
     }
 
 
@@ -49,6 +51,8 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_RANK_TAGS", "gpu=1,3;big=2-3", "rank_tags", {1: {"gpu"}, 2: {"big"}, 3: {"gpu", "big"}}),
     ("TASKFARM_BLAS_THREADS", "0", "blas_threads", 0),
     ("TASKFARM_BLAS_THREADS", "12", "blas_threads", 12),
+    ("TASKFARM_HEARTBEAT_S", "2.5", "heartbeat_s", 2.5),
+    ("TASKFARM_HANG_S", "600", "hang_s", 600.0),
 ]
 
 

@@ -226,6 +226,7 @@ def test_kinds_fit_the_head() -> None:
         "TEAM_FORGET": 25,
         "SHARE": 26,
         "SHARED": 27,
+        "LOST": 28,
     }
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from taskfarm.config import Config, OnError
 from taskfarm.errors import InternalError, ProtocolError, UsageError, WorkerLostError
-from taskfarm.runtime import ending, session
+from taskfarm.runtime import ending, session, start
 from taskfarm.runtime.session import PHASE_TABLE, Phase, PhaseEvent, Session, current
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Frame, Kind
@@ -72,8 +72,9 @@ class FakeOpening:
     def missing(self) -> list[int]:
         return self.absent
 
-    def complete(self, n_cores: int, serves: bool) -> Any:
+    def complete(self, n_cores: int, serves: bool, survives: bool) -> Any:
         assert n_cores >= 1
+        assert not survives  # this process has no supervisor
         self.served = serves
         peers = [self.peer(rank) for rank in range(self.world.size)]
         transport = self.hub.transports()[self.world.rank]
@@ -319,7 +320,7 @@ def test_a_long_wait_is_announced(new_session: NewSession, caplog: pytest.LogCap
         made.open(math.inf)
     assert caplog.messages == ["rank 0 waits for ranks [2] to enter their loop"]
     assert opening.deadlines[1] == math.inf
-    assert opening.deadlines[0] == pytest.approx(time.monotonic() + session.WAIT_WARNING_S, abs=1.0)
+    assert opening.deadlines[0] == pytest.approx(time.monotonic() + start.WAIT_WARNING_S, abs=1.0)
 
 
 def test_ranks_that_end_without_serving_are_named(new_session: NewSession) -> None:

@@ -114,11 +114,18 @@ def test_a_lost_peer_is_told_once(pair: tuple[StreamTransport, StreamTransport])
     pair[1].send(0, Frame(Kind.BYE))
     pair[1].close(time.monotonic(), lambda source, frame: None)
     assert receive(pair[0])[1].kind is Kind.BYE
-    with pytest.raises(WorkerLostError, match="rank 1"):
-        pair[0].receive(time.monotonic() + LIMIT_S)
+    source, frame = receive(pair[0])
+    assert (source, frame.kind, frame.a) == (1, Kind.LOST, 1)
     assert pair[0].receive(time.monotonic()) is None
     pair[0].send(1, Frame(Kind.QUIT))
     assert pair[0].n_unsent == 0
+
+
+def test_a_worker_without_its_starter_ends(pair: tuple[StreamTransport, StreamTransport]) -> None:
+    """Who was started by a process that is gone has nothing to wait for."""
+    pair[0].close(time.monotonic(), lambda source, frame: None)
+    with pytest.raises(WorkerLostError, match="rank 0"):
+        pair[1].receive(time.monotonic() + LIMIT_S)
 
 
 def test_waits_end_early(pair: tuple[StreamTransport, StreamTransport]) -> None:

@@ -29,6 +29,7 @@ class Task:
 
     job = SimpleNamespace(number=7, initializer=None, function=None)
     known = None
+    retries = 1
     packed = Packed(b"work", ())
 
     def __init__(self, wants_all: bool = False, cancelled: bool = False) -> None:
@@ -54,6 +55,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, Frame]] = []
+        self.told: list[int] = []
         self.registry = Registry()
         transport = SimpleNamespace(send=self.send, send_to=self.send_to)
         handlers: dict[Kind, Any] = {}
@@ -62,12 +64,18 @@ class Desk:
             registry=self.registry,
             hosts=HOSTS,
             tags={},
+            tell_losses=lambda worker: self.told.append(worker),
             add_handler=handlers.__setitem__,
             caller=SimpleNamespace(book=SimpleNamespace(is_settled=True)),
         )
-        crew = SimpleNamespace(workers=tuple(HOSTS), dealer=Dealer(HOSTS), supplies=Supplies(HOSTS))
+        self.dealer = Dealer(HOSTS)
+        crew = SimpleNamespace(workers=tuple(HOSTS), dealer=self.dealer, supplies=Supplies(HOSTS), clock=lambda: 0.0)
         self.desk = TeamDesk(cast("Any", crew), cast("Any", controller))
         self.on_done = handlers[Kind.TEAM_DONE]
+
+    def lose(self, rank: int) -> None:
+        self.dealer.on_worker_lost(rank, "died")
+        self.desk.on_worker_lost(rank, "died")
 
     def send(self, dest: int, frame: Frame) -> None:
         control, bulk = encode(frame)
@@ -238,3 +246,46 @@ def test_objects_go_with_their_last_handle() -> None:
     assert [(rank, frame.a, frame.option) for rank, frame in desk.take(Kind.TEAM_FORGET)] == [
         (rank, 1 << 62 | 5, TeamForget.OBJECT) for rank in (1, 3)
     ]
+
+
+def test_a_task_is_tried_again_when_a_rank_dies() -> None:
+    """The others are told and wait for nobody; when they have answered, it starts elsewhere, as often as it may."""
+    desk = Desk()
+    task = Task()
+    run = started(desk, task)
+    for rank, other in ((1, 2), (3, 2)):
+        desk.lose(rank)
+        assert desk.told.pop() == other
+        assert not desk.take(Kind.TEAM_TASK)
+        desk.answer(other, run, TeamReply.ENDED)
+        assert [frame.option for _, frame in desk.take(Kind.TEAM_FORGET)] == [TeamForget.KEEP] * 2
+        desk.desk.placer.check_invariants()
+        if rank == 1:
+            assert (task.failures, task.results) == ([], None)
+            desk.desk.place(0.0)
+            frames = desk.take(Kind.TEAM_TASK)
+            desk.take(Kind.FUNCTION)
+            assert [dest for dest, _ in frames] == [2, 3]
+            run = frames[0][1].a
+    [error] = task.failures
+    assert str(error) == (
+        "the task was lost 2 times with the process that ran it: attempt 1, rank 1: died; attempt 2, rank 3: died"
+    )
+    assert task.results == []
+    assert not desk.desk.is_busy
+
+
+def test_a_task_that_nobody_can_run_any_more_fails() -> None:
+    """At once, when the ranks that it may run on have died, whether it waits or is to be tried again."""
+    desk = Desk()
+    waiting, running = Task(), Task()
+    run = started(desk, running, 4)
+    desk.desk.add(cast("Any", waiting), 3, frozenset({2, 3, 4}))
+    desk.lose(3)
+    assert str(waiting.failures[0]) == "no workers are left that could run the task, since rank 3 died"
+    assert waiting.results == []
+    for rank in (1, 2, 4):
+        desk.answer(rank, run, TeamReply.ENDED)
+    assert "attempt 1, rank 3: died" in str(running.failures[0])
+    assert not desk.desk.is_busy
+    desk.desk.placer.check_invariants()
