@@ -29,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench soak clean
 
 help:
 	@echo 'make demo    run two examples on 4 ranks'
@@ -37,6 +37,7 @@ help:
 	@echo 'make check   format, lint, types, layers, unit tests: before every push'
 	@echo 'make docs    build the generated parts of the documentation and check its links'
 	@echo 'make bench   measure taskfarm beside raw MPI and other packages (ten minutes)'
+	@echo 'make soak    many thousands of simulated farms with faults, for the night (SEEDS=20000)'
 	@echo 'make clean   remove the environments and everything that was built'
 
 demo: $(VENV)/.with-demo
@@ -68,6 +69,13 @@ docs: $(VENV)/.with-docs
 
 bench: $(VENV)/.with-bench
 	$(VENV)/bin/taskfarm bench
+
+# A million tasks; FIRST=20000 goes on where the last one ended.
+SEEDS ?= 20000
+FIRST ?= 0
+
+soak: $(VENV)/.with-test
+	$(PY) -m taskfarm.testing --seeds $(SEEDS) --first $(FIRST)
 
 clean:
 	rm -rf $(VENV) $(OPENMPI_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
