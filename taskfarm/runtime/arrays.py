@@ -83,6 +83,7 @@ class ArrayExchange:
         self._claimed: Offer | None = None  # whose array is about to come, unless it is withdrawn
         self._posted: Transfer | None = None  # the receive for it
         self._posted_from: int | None = None
+        self._lost: set[int] = set()
 
     # Sending
 
@@ -100,6 +101,8 @@ class ArrayExchange:
             If the memory that it wants to receive into does not fit.
         """
         transport = self._transport
+        if dest in self._lost:
+            return False
         transport.direct.expect_answer(dest)
         self._ticket += 1
         self._peer = dest
@@ -143,6 +146,8 @@ class ArrayExchange:
 
     def _take_answer(self) -> bool:
         """Look for the answer to the last offer; answers to withdrawn ones are dropped."""
+        if self._answer is not None:  # the other side died
+            return True
         while (answer := self._transport.direct.next_answer(self._peer)) is not None:
             self.n_received += 1
             if _ANSWER.unpack_from(answer)[0] == self._ticket:
@@ -290,6 +295,15 @@ class ArrayExchange:
         """Tell those who have offered something to tasks that have ended."""
         for offer in self._offers.take_orphans():
             self._send_answer(offer, _GONE)
+
+    def on_lost(self, rank: int) -> None:
+        """Wait no longer for a rank that died: what it was offered is gone, what it offered is withdrawn."""
+        self._lost.add(rank)
+        self._offers.drop(rank)
+        if self._claimed is not None and self._claimed.rank == rank:
+            self._claimed = None
+        if self._peer == rank and self._answer is None:
+            self._answer = _ANSWER.pack(self._ticket, _GONE)
 
     def _raise_if_interrupted(self) -> None:
         if self._transport.interrupted:

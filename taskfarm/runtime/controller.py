@@ -130,6 +130,7 @@ class Controller(Endpoint):
         self._workers.remove(source)
         self.count_out([source])
         self.caller.on_lost(source, how)
+        self.arrays.on_lost(source)
         for _, number in self.farm.on_worker_lost(source):
             self._report_lost_task(source, number, how)
         for rank, _ in self.farm.running():

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.deliveries import Deliveries
-from taskfarm.runtime.dispatch import Dispatch
+from taskfarm.runtime.dispatch import Clock, Dispatch
 from taskfarm.runtime.forks import Home
 from taskfarm.transport.base import raise_if_interrupted
 
@@ -55,9 +55,7 @@ class Crew(Dispatch):
         Returns the time in seconds.
     """
 
-    def __init__(
-        self, controller: Controller, workers: Sequence[int], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, controller: Controller, workers: Sequence[int], clock: Clock = time.monotonic) -> None:
         self.home = Home("an executor")
         self._leader: int | None = None  # the thread that leads
         self.wake_pump: Callable[[], None] = _do_nothing
@@ -68,7 +66,8 @@ class Crew(Dispatch):
         self._n_followers = 0
         self._looked_at = -math.inf
         super().__init__(controller, workers, clock)
-        controller.loss_listeners.append(self._on_worker_lost)
+        # By way of the inbox: who notices a death may not have the lock.
+        controller.loss_listeners.append(lambda rank, how: self._inbox.append(lambda: self.lose_worker(rank, how)))
 
     # From any thread
 
@@ -200,10 +199,6 @@ class Crew(Dispatch):
     def deliver_later(self, delivery: Callable[[], None]) -> None:
         """Have `delivery`, which may run code of the user's, done when the lock is free."""
         self._deliveries.add(delivery)
-
-    def _on_worker_lost(self, rank: int, how: str) -> None:
-        """React to the death of a worker; who has noticed it may not have the lock."""
-        self._inbox.append(lambda: self.lose_worker(rank, how))
 
     # Moving
 

@@ -21,13 +21,15 @@ from taskfarm.runtime.team_desk import TeamDesk
 from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.wire.frames import Frame, Kind
 
-__all__ = ["Dispatch"]
+__all__ = ["Clock", "Dispatch"]
+
+Clock = Callable[[], float]
 
 
 class Dispatch:
     """The jobs, and what is under way of them; see `taskfarm.runtime.crew.Crew` for the parameters."""
 
-    def __init__(self, controller: Controller, workers: Sequence[int], clock: Callable[[], float]) -> None:
+    def __init__(self, controller: Controller, workers: Sequence[int], clock: Clock) -> None:
         self.controller = controller
         self.clock = clock
         self.transport = controller.transport
@@ -79,9 +81,9 @@ class Dispatch:
         lose_worker(self.dealer, self._jobs, rank, how)
         self.desk.on_worker_lost(rank, how)
         if not self.dealer.workers:
-            error = self.broken = WorkerLostError("no worker is left", self.workers)
+            self.broken = WorkerLostError("no worker is left", self.workers)
             for job in list(self._jobs.values()):
-                job.on_broken(error)
+                job.on_broken(WorkerLostError("no worker is left", self.workers))
 
     def send_batches(self) -> None:
         """Send what should be under way now."""

@@ -300,11 +300,13 @@ class Worker(Endpoint):
         self.debug = frame.a
 
     def on_lost(self, source: int, frame: Frame) -> None:
-        """Give up another worker, of whose death rank 0 tells."""
-        if source == 0 and frame.a not in (0, self.transport.rank):
-            how = bytes(frame.body).decode(errors="replace")
+        """Give up another worker, of whose death rank 0 tells; then the transport does as from that one."""
+        how = bytes(frame.body).decode(errors="replace")
+        if source == frame.a:
+            self.arrays.on_lost(source)
+            self.teams.on_lost(source, how)
+        elif source == 0 and frame.a != self.transport.rank:
             self.transport.lose(frame.a, how)
-            self.teams.on_lost(frame.a, how)
 
     def on_quit(self, source: int, frame: Frame) -> None:
         """Leave the loop, now or when the running task has ended; a task that waits for a message is ended."""

@@ -77,6 +77,10 @@ class Offers:
                 return True
         return False
 
+    def drop(self, rank: int) -> None:
+        """Forget the offers of a rank that died."""
+        self._offers = [offer for offer in self._offers if offer.rank != rank]
+
     def take_orphans(self) -> list[Offer]:
         """Remove and return the offers for tasks that have ended."""
         orphans = [offer for offer in self._offers if self._mailbox.place(offer.to_number) is Place.NOWHERE]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from runtime_support import LocalFarm, local_farm
 
@@ -24,7 +25,8 @@ from taskfarm.runtime.runner import decode_failure
 from taskfarm.runtime.vitals import Mark, describe_end, look_at, no_marks
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.survival import Look, Pulse, Standing, fatal_reason
-from taskfarm.wire.frames import Frame, Kind
+from taskfarm.transport.memory import memory_of
+from taskfarm.wire.frames import Frame, Kind, encode
 
 INTERVAL_S = 2.0
 LIMIT_S = 10.0
@@ -366,3 +368,23 @@ with Executor(6) as executor:
     finally:
         os.unlink(once)
     assert done.stdout.startswith("the task was lost 4 times with the process that ran it: attempt 1, rank ")
+
+
+def test_an_array_for_the_dead_is_not_sent(farm: LocalFarm) -> None:
+    """`sendArray` does not wait for a rank that dies meanwhile, nor for one that has died."""
+    controller = farm.controller
+    [task] = controller.spawn(pack_work("spawnFunction", time.sleep, (0.5,), {}), 1, None, 0)
+    memory = memory_of(np.zeros(3), "array", writable=False)
+
+    def die() -> None:
+        with farm.hub.changed:
+            control, _ = encode(Frame(Kind.LOST, task.rank, body=b"was killed by SIGKILL"))
+            farm.hub.queues[0].append((task.rank, control, []))
+            farm.hub.changed.notify_all()
+
+    timer = threading.Timer(0.1, die)
+    timer.start()
+    assert not controller.arrays.send(task.rank, task.number, memory, time.monotonic() + 5.0)
+    timer.join()
+    assert task.rank in controller.lost
+    assert not controller.arrays.send(task.rank, task.number, memory, time.monotonic() + 5.0)

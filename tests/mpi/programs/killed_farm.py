@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+from tf_segments import note_segments
+
 from taskfarm import Executor
 from taskfarm.runtime.session import current
 
@@ -17,6 +19,7 @@ def work(x):
 
 
 with Executor() as executor:
+    note_segments()
     pids = {peer.rank: peer.pid for peer in current().peers if peer.rank}
     choose = random.Random(int(sys.argv[1]))
     victims = choose.sample(sorted(pids), 2)
