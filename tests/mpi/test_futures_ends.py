@@ -140,7 +140,7 @@ def test_interrupt_that_the_program_survives(start_mpi: Launch[Job]) -> None:
 
 
 def test_death_of_a_worker_process(run_mpi: Launch[Result]) -> None:
-    """Without MPI, a worker process that dies breaks its executor; a new one works."""
+    """Without MPI, an executor whose last worker process has died is broken; a new one works."""
     body = """
     import concurrent.futures
     with Executor(2) as executor:
