@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
-__all__ = ["prepare_mpi4py"]
+__all__ = ["forbid_mpi", "prepare_mpi4py"]
 
 
 def prepare_mpi4py() -> None:
@@ -17,3 +18,12 @@ def prepare_mpi4py() -> None:
         import mpi4py
 
         mpi4py.rc.fast_reduce = False
+
+
+def forbid_mpi() -> None:
+    """See to it that importing mpi4py.MPI, as a user's module may do, does not start MPI in this process."""
+    if importlib.util.find_spec("mpi4py") is not None:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False

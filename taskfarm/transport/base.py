@@ -8,7 +8,16 @@ from typing import Protocol
 from taskfarm.transport.memory import AnyArray
 from taskfarm.wire.frames import Frame
 
-__all__ = ["ANSWER_MAX_BYTES", "Direct", "Incoming", "PeerFailed", "Transfer", "Transport", "raise_if_interrupted"]
+__all__ = [
+    "ANSWER_MAX_BYTES",
+    "Direct",
+    "Incoming",
+    "LandingMemory",
+    "PeerFailed",
+    "Transfer",
+    "Transport",
+    "raise_if_interrupted",
+]
 
 ANSWER_MAX_BYTES = 1024  # holds the description of an array; eager in every MPI that was tried
 
@@ -77,6 +86,13 @@ class Direct(Protocol):
         """
 
 
+class LandingMemory(Protocol):
+    """Where buffers that arrive are put."""
+
+    def take(self, size_bytes: int) -> memoryview:
+        """Return writable memory with any content, which belongs to who refers to it."""
+
+
 class Transport(Protocol):
     """Frames between ranks: never blocking, in order per sender, with memory on both sides.
 
@@ -140,14 +156,18 @@ class Transport(Protocol):
     def begin_doze(self) -> bool:
         """Announce that this process is going to `doze`; False if it has something to do first."""
 
-    def doze(self, timeout_s: float) -> None:
+    def doze(self, timeout_s: float, others: Sequence[int] = ()) -> None:
         """Sleep until a frame may have come, `wake` is called, or `timeout_s` seconds are over; moves nothing.
 
-        The one method that may be called while another thread moves frames.
+        So does something to read on one of the descriptors `others`. The one method that may be called while another
+        thread moves frames.
         """
 
     def end_doze(self) -> None:
         """Take back what `begin_doze` announced; harmless if it did not."""
+
+    def use_memory(self, memory: LandingMemory) -> None:
+        """Take the memory for large buffers that arrive from `memory` from now on."""
 
     def wake(self) -> None:
         """End a `receive` or `doze` of this process early; may be called from any thread."""

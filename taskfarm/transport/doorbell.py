@@ -22,7 +22,7 @@ import os
 import select
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 __all__ = ["Doorbell", "host_key"]
@@ -134,10 +134,12 @@ class Doorbell:
         if self._memory is not None:
             self._memory[self._rank] = asleep
 
-    def sleep(self, timeout_s: float) -> None:
-        """Sleep until the bell rings, at most `timeout_s` seconds."""
+    def sleep(self, timeout_s: float, others: Sequence[int] = ()) -> None:
+        """Sleep until the bell rings or there is something to read on `others`, at most `timeout_s` seconds."""
         poll = select.poll()  # select.select refuses descriptors above 1023; a new one, for two threads may sleep here
         poll.register(self._socket, select.POLLIN)
+        for descriptor in others:
+            poll.register(descriptor, select.POLLIN)
         if poll.poll(timeout_s * 1e3):
             with contextlib.suppress(BlockingIOError):
                 while True:

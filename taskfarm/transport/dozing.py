@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-from taskfarm.transport.base import Incoming
+from taskfarm.transport.base import Incoming, LandingMemory
 from taskfarm.transport.waiting import POLLS_BEFORE_SLEEP, Waiter
 
 __all__ = ["Dozing"]
 
 
 class Dozing:
-    """The part of the MPI transport that lets a second thread wait for it."""
+    """The part of the MPI transport that lets a second thread wait for it, and others bring the memory."""
 
     _waiter: Waiter
+    _pool: LandingMemory
     _woken: bool
     _ready: deque[Incoming]
     _arriving: dict[int, Any]
@@ -23,6 +25,10 @@ class Dozing:
     def receive_nowait(self) -> Incoming | None:
         """Move everything once; see the protocol."""
         raise NotImplementedError
+
+    def use_memory(self, memory: LandingMemory) -> None:
+        """Take the memory for what arrives from `memory`; see the protocol."""
+        self._pool = memory
 
     def begin_doze(self) -> bool:
         """Announce that this rank is going to sleep; see the protocol."""
@@ -38,9 +44,9 @@ class Dozing:
                 return False
         return not self._arriving
 
-    def doze(self, timeout_s: float) -> None:
+    def doze(self, timeout_s: float, others: Sequence[int] = ()) -> None:
         """Sleep, see the protocol; touches no MPI."""
-        self._waiter.doze(timeout_s)
+        self._waiter.doze(timeout_s, others)
 
     def end_doze(self) -> None:
         """Take the announcement back; see the protocol."""

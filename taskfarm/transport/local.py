@@ -14,7 +14,7 @@ from threading import Condition
 import numpy as np
 
 from taskfarm.errors import InternalError, UsageError
-from taskfarm.transport.base import Incoming, Transfer, raise_if_interrupted
+from taskfarm.transport.base import Incoming, LandingMemory, Transfer, raise_if_interrupted
 from taskfarm.transport.memory import AnyArray
 from taskfarm.wire.frames import Buffer, Frame, encode, parse_head
 
@@ -100,7 +100,10 @@ class LocalTransport:
         woken, self._woken = self._woken, False
         return not (woken or self._hub.queues[self.rank])
 
-    def doze(self, timeout_s: float) -> None:
+    def use_memory(self, memory: LandingMemory) -> None:
+        """Do nothing: buffers stay where they are."""
+
+    def doze(self, timeout_s: float, others: Sequence[int] = ()) -> None:
         """Sleep until a frame comes."""
         with self._hub.changed:
             if not self._hub.queues[self.rank] and not self._woken:

@@ -26,7 +26,7 @@ from mpi4py import MPI
 
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.transport.arriving import BULK_CHUNK_BYTES, Arrival, chunks
-from taskfarm.transport.base import Incoming, raise_if_interrupted
+from taskfarm.transport.base import Incoming, LandingMemory, raise_if_interrupted
 from taskfarm.transport.clearance import Clearance, Signal, patience_s
 from taskfarm.transport.direct import MpiDirect
 from taskfarm.transport.doorbell import Doorbell
@@ -82,7 +82,7 @@ class MpiTransport(Dozing, Losing):
         self._arriving: dict[int, deque[Arrival]] = {}
         self._ready: deque[Incoming] = deque()
         self._clearance = Clearance(self._send_control)
-        self._pool = BufferPool()
+        self._pool: LandingMemory = BufferPool()
         self._wait_ends = -math.inf  # when the wait that this rank is in will end
         self._news: Sequence[int] = (0,)  # the first is the number of losses that `_take_losses` has to tell
         self._n_news = 0
@@ -367,7 +367,7 @@ class MpiTransport(Dozing, Losing):
             now = time.monotonic()
             if now >= deadline:
                 return False
-            self._waiter.busy() if self.is_moving or direct.n_unfinished else self._pause()
+            self._waiter.busy() if self.is_moving or direct.n_unfinished else time.sleep(100e-6)
         direct.close()
         self._inlet.close()
         self._control.Free()
@@ -375,6 +375,3 @@ class MpiTransport(Dozing, Losing):
         if self._bell is not None:
             self._bell.close()
         return True
-
-    def _pause(self) -> None:
-        time.sleep(100e-6)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 
 from taskfarm.errors import UsageError, WorkerLostError
-from taskfarm.transport.base import Direct, Incoming, raise_if_interrupted
+from taskfarm.transport.base import Direct, Incoming, LandingMemory, raise_if_interrupted
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.codec import empty_buffer
 from taskfarm.wire.frames import Buffer, Frame, Head, Kind, encode, parse_head
@@ -40,6 +40,7 @@ class _Link:
         self.rank = rank
         self.sock = sock
         self.unsent: deque[memoryview] = deque()
+        self.allocate: Callable[[int], memoryview] = empty_buffer
         self.is_open = True
         self._unread = bytearray()
         self._head: Head | None = None
@@ -96,7 +97,7 @@ class _Link:
                 del self._unread[:end]
                 self._bulk = []
             elif len(self._bulk) < len(self._head.bulk_sizes):
-                buffer = empty_buffer(self._head.bulk_sizes[len(self._bulk)])
+                buffer = self.allocate(self._head.bulk_sizes[len(self._bulk)])
                 self._bulk.append(buffer)
                 here = min(len(buffer), len(self._unread))
                 buffer[:here] = self._unread[:here]
@@ -234,8 +235,10 @@ class StreamTransport:
 
     # Sleeping
 
-    def _wait(self, timeout_s: float) -> None:
+    def _wait(self, timeout_s: float, others: Sequence[int] = ()) -> None:
         poll = select.poll()
+        for descriptor in others:
+            poll.register(descriptor, select.POLLIN)
         poll.register(self._bell, select.POLLIN)
         for link in list(self._links.values()):
             if link.is_open:
@@ -254,10 +257,10 @@ class StreamTransport:
         self._silence()
         return not (woken or self._ready or self._lost)
 
-    def doze(self, timeout_s: float) -> None:
+    def doze(self, timeout_s: float, others: Sequence[int] = ()) -> None:
         """Sleep until a byte comes; see the protocol."""
         with contextlib.suppress(OSError, ValueError):  # another thread has closed
-            self._wait(timeout_s)
+            self._wait(timeout_s, others)
 
     def end_doze(self) -> None:
         """Do nothing: nobody was told."""
@@ -267,6 +270,11 @@ class StreamTransport:
         self._woken = True
         with contextlib.suppress(OSError):
             self._rope.send(b"!")
+
+    def use_memory(self, memory: LandingMemory) -> None:
+        """Take the memory for what arrives from `memory`."""
+        for link in self._links.values():
+            link.allocate = memory.take
 
     # The end
 

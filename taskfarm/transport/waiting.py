@@ -8,7 +8,9 @@ gets longer step by step up to `POLL_SLEEP_S`.
 from __future__ import annotations
 
 import os
+import select
 import time
+from collections.abc import Sequence
 
 from taskfarm.transport.doorbell import Doorbell
 
@@ -132,12 +134,20 @@ class Waiter:
             self._published = True
             self._bell.publish(True)
 
-    def doze(self, timeout_s: float) -> None:
-        """Sleep until the bell rings, for at most `timeout_s` seconds, or as long as polling allows."""
-        if self._bell is None:
-            time.sleep(min(timeout_s, POLL_SLEEP_S))
+    def doze(self, timeout_s: float, others: Sequence[int] = ()) -> None:
+        """Sleep until the bell rings, for at most `timeout_s` seconds, or as long as polling allows.
+
+        Something to read on one of the descriptors `others` ends the sleep, too.
+        """
+        if self._bell is not None:
+            self._bell.sleep(min(timeout_s, MAX_SLEEP_S if self._all_ring else POLL_SLEEP_S), others)
+        elif others:
+            poll = select.poll()
+            for descriptor in others:
+                poll.register(descriptor, select.POLLIN)
+            poll.poll(max(1, int(1e3 * min(timeout_s, POLL_SLEEP_S))))
         else:
-            self._bell.sleep(min(timeout_s, MAX_SLEEP_S if self._all_ring else POLL_SLEEP_S))
+            time.sleep(min(timeout_s, POLL_SLEEP_S))
 
     def wake(self) -> None:
         """End a sleep of this process in `idle` or `doze`; may be called from any thread."""

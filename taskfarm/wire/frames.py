@@ -81,6 +81,8 @@ class Kind(IntEnum):
     SHARE = 26  #: a block of shared memory, or a part of it; `option` says which [block number, size or offset]
     SHARED = 27  #: a rank has the whole block, or the body says why not [block number, -]
     LOST = 28  #: a rank has died; the body says how. On rank 0 the transport makes it itself [rank, -]
+    LIMIT = 29  #: how long items of the batch that comes next may take; the body is float64, seconds [batch number, -]
+    CANCEL = 30  #: end the process that runs an item [batch number, position of the item in it]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

@@ -227,6 +227,8 @@ def test_kinds_fit_the_head() -> None:
         "SHARE": 26,
         "SHARED": 27,
         "LOST": 28,
+        "LIMIT": 29,
+        "CANCEL": 30,
     }
 
 
