@@ -15,6 +15,7 @@ from taskfarm.errors import (
     RankFailure,
     RemoteError,
     TaskfarmError,
+    TaskTimeoutError,
     UsageError,
     WorkerLostError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "RankFailure",
     "RemoteError",
     "Shared",
+    "TaskTimeoutError",
     "TaskfarmError",
     "UsageError",
     "WorkerLostError",

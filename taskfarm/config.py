@@ -95,6 +95,8 @@ class Config:
     hang_s : float or None
         ``TASKFARM_HANG_S``: the same for a rank that computes, but lets no other thread run; by default it may for
         ever.
+    isolate : bool
+        ``TASKFARM_ISOLATE``: 1 has tasks of `taskfarm.vm` and of executors run in a process of their own per worker.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -110,6 +112,7 @@ class Config:
     rank_tags: Mapping[int, frozenset[str]] = field(default_factory=dict)
     heartbeat_s: float = 30.0
     hang_s: float | None = None
+    isolate: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -138,6 +141,7 @@ class Config:
             rank_tags=_rank_tags(environ.get("TASKFARM_RANK_TAGS", "")),
             heartbeat_s=_seconds(environ, "TASKFARM_HEARTBEAT_S", default.heartbeat_s),
             hang_s=_seconds(environ, "TASKFARM_HANG_S", 0.0) or None,
+            isolate=_flag(environ, "TASKFARM_ISOLATE", default.isolate),
         )
 
 

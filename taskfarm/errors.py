@@ -14,6 +14,7 @@ __all__ = [
     "ProtocolError",
     "RankFailure",
     "RemoteError",
+    "TaskTimeoutError",
     "TaskfarmError",
     "UsageError",
     "WorkerLostError",
@@ -112,13 +113,17 @@ def _ranks(failures: Sequence[RankFailure]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
+class TaskTimeoutError(TaskfarmError, TimeoutError):
+    """A task had not ended within its ``timeout_s``; its process was killed."""
+
+
 class WorkerLostError(TaskfarmError):
-    """Ranks that should be there are not.
+    """Ranks that should be there are not, or a task was lost with the process that ran it, as often as it was tried.
 
     Attributes
     ----------
     ranks : tuple of int
-        The ranks that are missing.
+        The ranks that are missing, or on which the task was lost.
     """
 
     def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:

@@ -23,8 +23,8 @@ def new_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a Python script or module on many ranks",
-        usage="taskfarm run [-n N] [--mpiexec CMD] [--replace NAME]... [--tag TAG=RANKS]... [--dry-run] [-v] "
-        "(script.py | -m module) [args ...]",
+        usage="taskfarm run [-n N] [--mpiexec CMD] [--replace NAME]... [--tag TAG=RANKS]... [--survive] [--isolate] "
+        "[--dry-run] [-v] (script.py | -m module) [args ...]",
         description="Run a Python program on every one of N ranks, with the launcher that fits the MPI library which "
         "mpi4py loads. The exit status is the program's. Inside a job that mpiexec or srun has started already, run "
         "the program on this rank.",
@@ -49,6 +49,11 @@ def new_parser() -> argparse.ArgumentParser:
         "--survive",
         action="store_true",
         help="go on with fewer workers when one dies, instead of ending the job (Linux; see docs/reliability.md)",
+    )
+    run.add_argument(
+        "--isolate",
+        action="store_true",
+        help="run tasks of taskfarm.vm and of executors in a process of their own per worker, which may die",
     )
     run.add_argument("--dry-run", "--print-command", action="store_true", help="print the command and exit")
     run.add_argument("-v", "--verbose", action="store_true", help="print the command to stderr, then run it")

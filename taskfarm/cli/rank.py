@@ -25,6 +25,8 @@ def main(words: Sequence[str]) -> NoReturn:
     if rest[:1] == ["--survive"]:
         del rest[0]
         _supervise()
+    isolated = rest[:1] == ["--isolate"]
+    del rest[:isolated]
     while rest[:1] == ["--replace"] and len(rest) > 1:
         replaced.append(rest[1])
         del rest[:2]
@@ -35,10 +37,10 @@ def main(words: Sequence[str]) -> NoReturn:
     set_tags(tags)
     if not rest or rest == ["-m"]:
         raise SystemExit(
-            "usage: python -m taskfarm.cli.rank [--survive] [--replace NAME]... [--tag TAG=RANKS]... "
+            "usage: python -m taskfarm.cli.rank [--survive] [--isolate] [--replace NAME]... [--tag TAG=RANKS]... "
             "(script.py | -m module) [args ...]"
         )
-    run_on_this_rank(replaced, rest)
+    run_on_this_rank(replaced, rest, isolated=isolated)
 
 
 def set_tags(tags: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def set_tags(tags: Sequence[str]) -> None:
         os.environ["TASKFARM_RANK_TAGS"] = ";".join([*filter(None, [os.environ.get("TASKFARM_RANK_TAGS")]), *tags])
 
 
-def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> NoReturn:
+def run_on_this_rank(replaced: Sequence[str], program: Sequence[str], *, isolated: bool = False) -> NoReturn:
     """Install the stand-ins, run the program as the interpreter would, and end the session with its status.
 
     Parameters
@@ -56,7 +58,11 @@ def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> NoRetur
         Names for `taskfarm.compat.install`.
     program : sequence of str
         ``[script, args...]`` or ``["-m", module, args...]``.
+    isolated : bool
+        Whether tasks run in processes of their own, which have to be prepared before anything starts MPI.
     """
+    if isolated:
+        _isolate()
     try:
         compat.install(*replaced)
     except UsageError as exc:
@@ -90,6 +96,17 @@ def _supervise() -> None:
         # Open MPI then reports a dead peer's connection as an error code, instead of aborting; nobody else reads it.
         os.environ.setdefault("OMPI_MCA_mpi_ft_enable", "1")
         fork_supervisor(os.environ)
+
+
+def _isolate() -> None:
+    os.environ["TASKFARM_ISOLATE"] = "1"
+    from taskfarm.runtime.isolation import isolate
+    from taskfarm.runtime.session import current
+
+    try:
+        isolate(current())
+    except UsageError as exc:
+        raise SystemExit(f"taskfarm run: error: {exc}") from exc
 
 
 if __name__ == "__main__":

@@ -46,12 +46,12 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
         set_tags(options.tag)
 
         _refuse_wrong_launcher()
-        run_on_this_rank(options.replace, program)
+        run_on_this_rank(options.replace, program, isolated=options.isolate)
     _check_program(program, options.replace)
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
-    survive = ["--survive"] if options.survive else []
+    flags = [f"--{name}" for name in ("survive", "isolate") if getattr(options, name)]
     tags = [word for text in options.tag for word in ("--tag", text)]
-    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *tags, *program]
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *flags, *stand_ins, *tags, *program]
     plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here())
     if options.dry_run:
         print(plan.shell_line())

@@ -12,6 +12,7 @@ from typing import Any
 
 from taskfarm.runtime.blas import VARIABLES
 from taskfarm.runtime.session import Session
+from taskfarm.runtime.start import cores_by_host
 
 __all__ = ["initialize_worker", "threads_per_worker"]
 
@@ -25,7 +26,7 @@ def threads_per_worker(session: Session) -> int:
         return session.config.blas_threads
     if "OMP_NUM_THREADS" in os.environ:
         return 0
-    cores = session.cores_by_host()
+    cores = cores_by_host(session.peers) if session.peers else {}
     if not cores:
         return 1
     n_ranks = Counter(peer.host for peer in session.peers if peer.rank > 0)

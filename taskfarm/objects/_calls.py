@@ -61,8 +61,13 @@ def on_error(mode: str) -> Iterator[None]:
 
 
 def launch_event_loop() -> None:
-    """Part the ranks: returns at once on rank 0, elsewhere after `quit`. Calling it again on rank 0 is harmless."""
+    """Part the ranks: returns at once on rank 0, elsewhere after `quit`.
+
+    Calling it again on rank 0 is harmless, and so is calling it in a task that runs in a process of its own.
+    """
     session = current()
+    if session.is_task_child:
+        return
     if session.rank != 0:
         event_loop()
         return

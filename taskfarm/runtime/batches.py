@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, starmap
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from taskfarm.errors import ProtocolError
 from taskfarm.fast import new_tuple
@@ -25,14 +25,26 @@ from taskfarm.transport.base import Transport
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
-__all__ = ["BatchReport", "BatchRunner", "read_report"]
+__all__ = ["ALL_RUN", "NOTHING_RUN", "BatchReport", "BatchRunner", "Progress", "encode_times", "read_report"]
 
 _TIMES = Struct("<dd")
+NOTHING_RUN = -1  # position of an item: the batch is being unpickled
+ALL_RUN = -2  # the results are being pickled
 SLICE_S = 50e-6  # between two looks at the clock, which cost 0.3 us
 # Hot path: see `taskfarm.fast`.
 _LONG, _FRESH, _ONE_TASK = int(BatchOption.LONG), int(BatchOption.FRESH), int(BatchOption.ONE_TASK)
 _TASKS, _CHUNKS, _STAR = int(BatchOption.TASKS), int(BatchOption.CHUNKS), int(BatchOption.STAR)
 SEND_PATIENCE_S = 5e-3  # for a reply that rank 0 does not take; a next batch may be long, and MPI would not move it
+
+
+class Progress(Protocol):
+    """Is told how far a batch is."""
+
+    def begin(self, batch: int) -> None:
+        """Note that a batch has begun."""
+
+    def mark(self, position: int, now: float) -> None:
+        """Note that the item at `position` begins; a negative one stands for what comes after the last."""
 
 
 class BatchReport(NamedTuple):
@@ -63,6 +75,11 @@ def read_report(body: Buffer) -> BatchReport:
     return new_tuple(BatchReport, (seconds, gap_s, memoryview(body)[_TIMES.size :]))
 
 
+def encode_times(seconds: float, gap_s: float) -> bytes:
+    """Return how the body of a BATCH_DONE frame begins; see `BatchReport`."""
+    return _TIMES.pack(seconds, gap_s)
+
+
 class _Job(NamedTuple):
     """What a worker knows of a job: its function, or why it cannot be run, and which reply says so."""
 
@@ -91,6 +108,8 @@ class BatchRunner:
         Returns when the raw buffers that were sent may be changed, or after so many seconds if there are none.
     clock : callable, optional
         Returns the time in seconds.
+    progress : Progress, optional
+        Is told which item begins.
     """
 
     def __init__(
@@ -101,6 +120,7 @@ class BatchRunner:
         run_user_code: RunUserCode,
         complete_sends: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
+        progress: Progress | None = None,
     ) -> None:
         self._clock = clock
         self._transport = transport
@@ -108,6 +128,7 @@ class BatchRunner:
         self._registry = registry
         self._run_user_code = run_user_code
         self._complete_sends = complete_sends
+        self._progress = progress
         self._jobs: dict[int, _Job] = {}
         self._kept: dict[int, list[object]] = {}
         self._give_back_s = give_back_s(transport.size - 1)
@@ -165,11 +186,10 @@ class BatchRunner:
         if job.fn is None:
             self._reply(frame.a, 0, job.reply, (0.0, gap_s), job.failure, ())
             return
-        option = frame.option & ~(_LONG | _FRESH)
-        if self._late and not frame.option & _FRESH:  # dealt in the belief that this worker was not
-            self._reply(frame.a, 0, ReplyOption.RESULTS, (0.0, gap_s), b"", ())
-            return
-        self._late = False
+        progress = self._progress
+        if progress is not None:
+            progress.begin(frame.a)
+        option = frame.option
         unit = 1
         if option == _ONE_TASK:
             items = [(frame.body, frame.buffers, self)]
@@ -182,9 +202,12 @@ class BatchRunner:
                 return
             items, unit = outcome.value if option & _CHUNKS else (outcome.value, 1)
             del outcome
-        calls: Iterator[Any] = starmap(job.fn, items) if option & _STAR else map(job.fn, items)
+        marked = items if progress is None else _marked(items, progress, self._clock)
+        calls: Iterator[Any] = starmap(job.fn, marked) if option & BatchOption.STAR else map(job.fn, marked)
         results, failures = self._run_items(calls, len(items), started + self._give_back_s, unit)
-        del items, calls
+        del items, marked, calls
+        if progress is not None:
+            progress.mark(ALL_RUN, self._ended)
         n_done = len(results)
         reply, packed = pack_results(results, failures, self._encode)
         del results
@@ -263,6 +286,14 @@ def _fill(
         if now >= deadline:
             return
         step = max(1, int(SLICE_S * (len(results) - first) / (now - began + 1e-9)) // unit) * unit
+
+
+def _marked(items: Iterable[Any], progress: Progress, clock: Callable[[], float]) -> Iterator[Any]:
+    """Yield `items`, and tell which one begins."""
+    mark = progress.mark
+    for position, item in enumerate(items):
+        mark(position, clock())
+        yield item
 
 
 def _extend(results: list[Any], calls: Iterator[Any], n: int) -> None:

@@ -51,6 +51,8 @@ class Hall:
         The workers.
     pump : Pump
         Its background thread.
+    isolated : bool
+        Whether its workers run tasks in task children.
     closing : bool
         Whether the process is ending: nothing new is taken.
     """
@@ -60,6 +62,7 @@ class Hall:
         self._stop_workers = stop_workers
         self._n_users = 0
         self.crew = crew
+        self.isolated = session.isolated
         self.pump = Pump(crew)
         self.closing = False
         self._last_words: list[Callable[[float], None]] = []
@@ -97,6 +100,8 @@ class Hall:
         """Tell whether one more executor, of `wanted` workers, can use this crew."""
         if self._stop_workers is None:
             return True
+        if self._session.isolated and not self.isolated:
+            return False
         too_few = wanted is not None and wanted > len(self.crew.workers)
         return not (self.closing or self.crew.broken is not None or too_few)
 
@@ -224,6 +229,7 @@ def _hall_of_ranks(session: Session) -> Hall:
 def _hall_of_processes(session: Session, wanted: int | None) -> Hall:
     from taskfarm.runtime.processes import LocalProcesses  # not needed under a launcher
 
+    session.isolated = session.isolated or session.config.isolate
     processes = LocalProcesses(session, wanted)
     crew = Crew(processes.controller, processes.ranks)
     text = "no MPI launcher: the executor's workers are %d processes on this host; `taskfarm run` would use MPI"

@@ -14,7 +14,8 @@ from taskfarm.runtime.batches import read_report
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.functions import FunctionBook
 from taskfarm.runtime.jobs import Job, Parcel, Supplies
-from taskfarm.runtime.losses import lose_worker
+from taskfarm.runtime.limits import pack_limits
+from taskfarm.runtime.losses import lose_worker, take_loss
 from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.runtime.team_desk import TeamDesk
@@ -51,7 +52,7 @@ class Dispatch:
     def add_job(self, job: Job, n_workers: int, unit: int = 1) -> None:
         """Take a new job; its items come by `add_items`."""
         self._jobs[job.number] = job
-        self.dealer.on_job(job.number, n_workers, unit)
+        self.dealer.on_job(job.number, n_workers, unit, job.retries)
         if self.broken is not None:  # after the executor has looked
             job.on_broken(self.broken)
 
@@ -107,6 +108,8 @@ class Dispatch:
         worker, send = batch.worker, self.transport.send
         for missing in self.supplies.missing(worker, job, parcel.needs):
             send(worker, missing)
+        if parcel.limits:
+            send(worker, Frame(Kind.LIMIT, batch.number, 0, 0, pack_limits(parcel.limits)))
         frame = Frame(Kind.BATCH, batch.number, job.number, parcel.option, parcel.body, parcel.buffers)
         (self.transport.send_or_copy if parcel.borrows else send)(worker, frame)
 
@@ -123,6 +126,9 @@ class Dispatch:
             self.desk.placer.on_plain_work(report.seconds)
             if job is not None and frame.b:
                 job.on_results(batch.start, results)
+            return
+        if frame.option == ReplyOption.LOST:
+            take_loss(self.dealer, batch, job, report.body)
             return
         failure = decode_failure(report.body)
         if frame.option == ReplyOption.UNREADABLE and n_items > 1:

@@ -186,9 +186,7 @@ class Endpoint:
 
     def on_query(self, source: int, frame: Frame) -> None:
         """Answer what this rank waits for."""
-        status = self.status()
-        body = _STATUS.pack(status.task, status.waits, status.n_sent, status.n_received)
-        self.transport.send(source, Frame(Kind.STATUS, frame.a, body=body))
+        self.transport.send(source, Frame(Kind.STATUS, frame.a, body=self.write_status(self.status())))
 
     def status(self) -> RankStatus:
         """Return this rank's answer to a query."""
@@ -200,6 +198,11 @@ class Endpoint:
             self._n_sent + arrays.n_sent,
             self._n_received + arrays.n_received,
         )
+
+    @staticmethod
+    def write_status(status: RankStatus) -> bytes:
+        """Return the body of a STATUS frame."""
+        return _STATUS.pack(status.task, status.waits, status.n_sent, status.n_received)
 
     @staticmethod
     def read_status(body: Buffer) -> RankStatus:

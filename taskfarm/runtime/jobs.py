@@ -7,6 +7,7 @@ from typing import Protocol
 
 from taskfarm.errors import RankFailure
 from taskfarm.runtime.functions import KnownFunction
+from taskfarm.runtime.limits import pack_limits
 from taskfarm.runtime.options import FunctionOption
 from taskfarm.runtime.results import Results
 from taskfarm.wire.codec import Packed
@@ -28,9 +29,11 @@ class Parcel:
         Functions that the items name.
     borrows : bool
         Whether the memory of the buffers will change when the request at hand has been handled.
+    limits : sequence of float
+        Seconds that each item may take, or all of them if there is one number; empty for no limit.
     """
 
-    __slots__ = ("body", "borrows", "buffers", "needs", "option")
+    __slots__ = ("body", "borrows", "buffers", "limits", "needs", "option")
 
     def __init__(
         self,
@@ -39,12 +42,14 @@ class Parcel:
         option: int,
         needs: Iterable[KnownFunction] = (),
         borrows: bool = False,
+        limits: Sequence[float] = (),
     ) -> None:
         self.body = body
         self.buffers = buffers
         self.option = option
         self.needs = needs
         self.borrows = borrows
+        self.limits = limits
 
     @property
     def size_bytes(self) -> int:
@@ -79,9 +84,12 @@ class Job(Protocol):
         What a worker must have before the first batch; None if the items bring their functions along.
     initializer : Initializer or None
         What a worker must have run before.
+    retries : int
+        How often an item is tried again whose attempt was lost with its process.
     """
 
     number: int
+    retries: int
     function: Packed | None
     initializer: Initializer | None
 
@@ -96,6 +104,9 @@ class Job(Protocol):
 
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
         """Note that items could not be packed, or not be unpacked by the worker."""
+
+    def retries_late(self, item: int) -> bool:
+        """Tell whether an item that was killed because its time was over may be tried again."""
 
     def on_broken(self, failure: RankFailure | BaseException) -> None:
         """Note that nothing of this job can be run any more; items that are dealt will not come back."""

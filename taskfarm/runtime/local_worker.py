@@ -12,10 +12,12 @@ import threading
 from collections.abc import Sequence
 
 from taskfarm.errors import WorkerLostError
+from taskfarm.runtime import task_child
 from taskfarm.runtime.endpoint import Surroundings
+from taskfarm.runtime.isolation import new_worker
+from taskfarm.runtime.nursery import Nursery
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import current
-from taskfarm.runtime.worker import Worker
 from taskfarm.transport.stream import StreamTransport, adopt_socket
 
 __all__ = ["main"]
@@ -29,9 +31,10 @@ def main(words: Sequence[str]) -> None:
     Parameters
     ----------
     words : sequence of str
-        Number of the socket's descriptor, rank, number of processes, and 1 if the process ends with its parent.
+        Number of the socket's descriptor, rank, number of processes, 1 if the process ends with its parent, and 1 if
+        its tasks run in task children.
     """
-    descriptor, rank, size, dies_with_parent = map(int, words)
+    descriptor, rank, size, dies_with_parent, isolated = map(int, words)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.argv[:] = [""]
@@ -39,6 +42,8 @@ def main(words: Sequence[str]) -> None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     session = current()
+    if isolated:
+        session.isolated, session.nursery = True, Nursery(task_child.main)
     transport = StreamTransport(rank, size, {0: adopt_socket(descriptor)})
     surroundings = Surroundings(
         socket.gethostname(),
@@ -48,7 +53,7 @@ def main(words: Sequence[str]) -> None:
         lambda: 0,
         lambda: lambda call, text: None,
     )
-    session.worker = Worker(transport, surroundings)
+    session.worker = new_worker(transport, surroundings, session.nursery, ())
     status = 0
     try:
         session.worker.run()

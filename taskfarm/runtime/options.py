@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["BatchOption", "CallOption", "FunctionOption", "ResultWanted", "TeamForget", "TeamReply"]
+__all__ = ["BatchOption", "CallOption", "FunctionOption", "LossCause", "ResultWanted", "TeamForget", "TeamReply"]
 
 
 class CallOption(IntEnum):
@@ -66,3 +66,11 @@ class TeamForget(IntEnum):
     TIDY = 1  #: finish what is left, together with the others, and free it [team, how often ranks met; body: run]
     KEEP = 2  #: use it no more [team, -; body: run]
     OBJECT = 3  #: forget an object [object, -]
+
+
+class LossCause(IntEnum):
+    """Why an attempt of an item was lost."""
+
+    DEATH = 0  #: its process died
+    TIMEOUT = 1  #: it was killed, since it had had its time
+    CANCELLED = 2  #: it was killed, since nobody wants it any more

@@ -63,7 +63,7 @@ class LocalProcesses:
         with _interrupts_blocked():
             for rank in self.ranks:
                 ours[rank], theirs = socket.socketpair()
-                self._children.append(_start(rank, n + 1, theirs))
+                self._children.append(_start(rank, n + 1, theirs, session.isolated))
                 theirs.close()
         self._transport = StreamTransport(0, n + 1, ours)
         host = socket.gethostname()
@@ -85,11 +85,18 @@ class LocalProcesses:
             _end(child, limit)
 
 
-def _start(rank: int, size: int, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _start(rank: int, size: int, theirs: socket.socket, isolated: bool) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
     environ |= thread_variables(size - 1, usable_cores(), environ)
     dies_with_us = threading.current_thread() is threading.main_thread()
-    words = [json.dumps(sys.path), str(theirs.fileno()), str(rank), str(size), str(int(dies_with_us))]
+    words = [
+        json.dumps(sys.path),
+        str(theirs.fileno()),
+        str(rank),
+        str(size),
+        str(int(dies_with_us)),
+        str(int(isolated)),
+    ]
     return subprocess.Popen(
         [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, *words],
         stdin=subprocess.DEVNULL,

@@ -33,7 +33,7 @@ class ReplyOption:
     APART = 2  #: the same, but each result in a pickle of its own, with the number of its buffers
     UNREADABLE = 3  #: the failure that unpacking the batch, or its function, raised
     BROKEN = 4  #: the failure of the initializer
-    LATE = 8  #: added to one of the first three: the worker gives back all batches until a fresh one
+    LOST = 5  #: the task child died: position of the item that was being run, cause (`LossCause`), what happened
 
 
 def pack_results(

@@ -21,14 +21,15 @@ from taskfarm.errors import InternalError, UsageError, WorkerLostError
 from taskfarm.runtime import ending, interrupts
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Endpoint, ReportFailure, Surroundings
+from taskfarm.runtime.isolation import isolate_if_possible, new_worker
 from taskfarm.runtime.lifeline import Lifeline
 from taskfarm.runtime.phases import PHASE_TABLE, Phase, PhaseEvent
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output, print_error
-from taskfarm.runtime.start import find_world, wait_for_ranks
+from taskfarm.runtime.start import find_world, wait_for_ranks, warn_of_versions
 from taskfarm.runtime.surroundings import usable_cores
 from taskfarm.runtime.vitals import LOST_STATUS
-from taskfarm.runtime.watcher import WatchClient, WatchServer, main_thread_place, start_watch
+from taskfarm.runtime.watcher import WatchClient, WatchServer, start_watch, whereabouts_of
 from taskfarm.runtime.worker import Worker
 from taskfarm.scheduling.machine import advance
 from taskfarm.scheduling.stuck import Whereabouts
@@ -37,6 +38,7 @@ from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Frame
 
 if TYPE_CHECKING:
+    from taskfarm.runtime.nursery import Nursery
     from taskfarm.transport.world import Opened, Opening, PeerInfo, World
 
 __all__ = ["PHASE_TABLE", "STUCK_STATUS", "Phase", "PhaseEvent", "Session", "current", "enter"]
@@ -49,10 +51,10 @@ CLOSE_S = 30.0  # everybody has said good-bye: what is left is to agree that all
 _session: Session | None = None  # the one mutable global of the library
 
 
-def current() -> Session:
-    """Return this process's session; the first call makes it."""
+def current(*, anew: bool = False) -> Session:
+    """Return this process's session; the first call makes it, and so does `anew`, in a process that was forked."""
     global _session
-    if _session is None:
+    if _session is None or anew:
         _session = Session(Config.from_environment(os.environ))
     return _session
 
@@ -96,6 +98,10 @@ class Session:
         Where `taskfarm.objects.run_code` executes.
     lifeline : Lifeline or None
         To this rank's supervisor, if it has one.
+    isolated, is_task_child : bool
+        Whether tasks of this session run in task children, and whether this process is one.
+    nursery : Nursery or None
+        What forks those of this rank.
     controller, worker : Controller or None, Worker or None
         This rank's side, while and after the session is open.
     open_controller, open_endpoint : Controller or None, Endpoint or None
@@ -122,6 +128,8 @@ class Session:
         self.open_controller: Controller | None = None
         self.open_endpoint: Endpoint | None = None
         self.worker: Worker | None = None
+        self.isolated = self.is_task_child = False
+        self.nursery: Nursery | None = None
         self.mpi_error: ImportError | RuntimeError | None = None
         self._world: World | None = None
         self._looked = False
@@ -172,6 +180,8 @@ class Session:
         return self._world
 
     def _start_world(self) -> World | None:
+        if self.config.isolate and not self.isolated:
+            isolate_if_possible(self)
         world, self.mpi_error = find_world(os.environ)
         if world is not None and world.size > 1:
             ending.install(self)
@@ -209,16 +219,8 @@ class Session:
     @property
     def peers(self) -> Sequence[PeerInfo]:
         """What the ranks told of themselves, by rank; empty in a session of one process."""
-        return self._opened.peers if self._opened is not None else ()
-
-    def cores_by_host(self) -> dict[str, int]:
-        """Return how many cores the ranks of each host may use together; empty in a session of one process."""
-        if self._opened is None:
-            return {}
-        from taskfarm.transport.world import cores_of_host
-
-        names = dict.fromkeys(peer.host for peer in self.peers)
-        return {name: cores_of_host([peer for peer in self.peers if peer.host == name]) for name in names}
+        opened = self._opened or self._world
+        return getattr(opened, "peers", ())
 
     # Opening
 
@@ -275,9 +277,9 @@ class Session:
             hosts = {peer.rank: peer.host for peer in self.peers[1:]}
             endpoint = self.controller = Controller(self._transport, hosts, self._surroundings())
             interrupts.defer_on_controller(self._transport)
-            self._compare_versions()
+            warn_of_versions(self.peers)
         else:
-            endpoint = self.worker = Worker(self._transport, self._surroundings())
+            endpoint = self.worker = new_worker(self._transport, self._surroundings(), self.nursery, self.peers)
         if self.lifeline is not None:
             self.lifeline.join_session(endpoint, self._opened, self.config)
         self._go_on(PhaseEvent.ALL_HERE)
@@ -290,6 +292,15 @@ class Session:
         """Whether a rank has died, as far as this one knows: MPI cannot be finalized then."""
         return bool((known_by := self.worker or self.lifeline) and known_by.is_damaged)
 
+    def become_child(self, world: Any, worker: Worker) -> None:
+        """Be open at once, as the session of a task child, with what it knows of its rank."""
+        self._world, self._looked = world, True
+        self.thread = get_ident()
+        self.isolated = self.is_task_child = True
+        self.worker = worker
+        self._go_on(PhaseEvent.BEGAN)
+        self._go_on(PhaseEvent.ALL_HERE)
+
     def _go_on(self, event: PhaseEvent) -> None:
         self.phase = advance(PHASE_TABLE, self.phase, event, "the session")
         self.open_controller = self.controller if self.phase is Phase.OPEN else None
@@ -299,12 +310,6 @@ class Session:
         return Surroundings(
             self.host, self.registry, self.config, self._renew_comm, self._count_comm_entries, self._start_watch
         )
-
-    def _compare_versions(self) -> None:
-        mine = self.peers[0].versions
-        others = {peer.host: peer.versions for peer in self.peers if peer.versions != mine}
-        for host, versions in others.items():
-            logger.warning("rank 0: host %s has other versions: %s; rank 0 has %s", host, versions, mine)
 
     # The watch channel
 
@@ -324,12 +329,7 @@ class Session:
 
     def _where(self) -> Whereabouts:
         """Say where this rank's main thread is; called from the watching thread, which must not touch MPI."""
-        endpoint = self.controller or self.worker
-        if endpoint is None:
-            return Whereabouts(0, 0)
-        place = self._comm.tracker.place if self._comm is not None else None
-        method, entry, peer = place if place is not None else ("", 0, -1)
-        return Whereabouts(endpoint.current_call, endpoint.done_call, method, entry, peer, main_thread_place())
+        return whereabouts_of(self.controller or self.worker, self._comm)
 
     def _end_stuck_job(self, text: str) -> None:
         print_error(f"taskfarm: {text}")

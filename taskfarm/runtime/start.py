@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from taskfarm.errors import UsageError, WorkerLostError
@@ -15,9 +15,9 @@ from taskfarm.runtime.surroundings import expected_world_size, explain_mismatch,
 from taskfarm.transport import prepare_mpi4py
 
 if TYPE_CHECKING:
-    from taskfarm.transport.world import Opening, World
+    from taskfarm.transport.world import Opening, PeerInfo, World
 
-__all__ = ["find_world", "wait_for_ranks"]
+__all__ = ["cores_by_host", "find_world", "wait_for_ranks", "warn_of_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,3 +79,19 @@ def wait_for_ranks(opening: Opening, rank: int, timeout_s: float) -> None:
                 "workers enter their loop (spawnerBarrier, launch_event_loop), or are gone",
                 missing_ranks,
             )
+
+
+def cores_by_host(peers: Sequence[PeerInfo]) -> dict[str, int]:
+    """Return how many cores the ranks of each host may use together."""
+    from taskfarm.transport.world import cores_of_host  # starts MPI, which has started where there are peers
+
+    names = dict.fromkeys(peer.host for peer in peers)
+    return {name: cores_of_host([peer for peer in peers if peer.host == name]) for name in names}
+
+
+def warn_of_versions(peers: Sequence[PeerInfo]) -> None:
+    """Say on rank 0 which hosts have other versions than it has."""
+    mine = peers[0].versions
+    others = {peer.host: peer.versions for peer in peers if peer.versions != mine}
+    for host, versions in others.items():
+        logger.warning("rank 0: host %s has other versions: %s; rank 0 has %s", host, versions, mine)

@@ -19,7 +19,7 @@ from taskfarm.errors import ProtocolError, RankFailure, UsageError, WorkerLostEr
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Supplied
 from taskfarm.runtime.losses import error_of_loss
-from taskfarm.runtime.options import TeamForget, TeamReply
+from taskfarm.runtime.options import LossCause, TeamForget, TeamReply
 from taskfarm.runtime.runner import decode_failure
 from taskfarm.scheduling.pacing import Loss
 from taskfarm.scheduling.placing import Placement, Placer
@@ -308,7 +308,7 @@ class TeamDesk:
                 self._waiting[number] = task
                 return
         self._forget(number)
-        task.on_failed(error_of_loss(story))
+        task.on_failed(error_of_loss(LossCause.DEATH, story))
         task.on_over([])
 
     def _forget_objects(self) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskfarm.config import Config
 from taskfarm.runtime.interrupts import wakeup_socket
@@ -30,9 +30,11 @@ from taskfarm.runtime.runner import is_own_file
 from taskfarm.scheduling.stuck import EndJob, StuckJudge, Whereabouts
 
 if TYPE_CHECKING:
+    from taskfarm.runtime.controller import Controller
+    from taskfarm.runtime.worker import Worker
     from taskfarm.transport.world import Opened
 
-__all__ = ["WatchClient", "WatchServer", "main_thread_place", "start_watch"]
+__all__ = ["WatchClient", "WatchServer", "main_thread_place", "start_watch", "whereabouts_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,15 @@ def main_thread_place() -> str:
     while frame is not None and is_own_file(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame is not None else ""
+
+
+def whereabouts_of(endpoint: Controller | Worker | None, comm: Any) -> Whereabouts:
+    """Say where the main thread of this rank is, given its side of the session and the user's communicator."""
+    if endpoint is None:
+        return Whereabouts(0, 0)
+    place = comm.tracker.place if comm is not None else None
+    method, entry, peer = place if place is not None else ("", 0, -1)
+    return Whereabouts(endpoint.current_call, endpoint.done_call, method, entry, peer, main_thread_place())
 
 
 class WatchClient:

@@ -21,7 +21,7 @@ import numpy as np
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime import work
-from taskfarm.runtime.batches import BatchRunner
+from taskfarm.runtime.batches import BatchRunner, Progress
 from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
@@ -67,6 +67,8 @@ class Worker(Endpoint):
         The rest of the rank.
     clock : callable, optional
         Returns the time in seconds, by which batches are measured.
+    progress : Progress, optional
+        Is told which item of which batch begins.
 
     Attributes
     ----------
@@ -77,7 +79,12 @@ class Worker(Endpoint):
     """
 
     def __init__(
-        self, transport: Transport, surroundings: Surroundings, clock: Callable[[], float] = time.monotonic
+        self,
+        transport: Transport,
+        surroundings: Surroundings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__(transport, surroundings, None)
         self.done_call = 0
@@ -92,7 +99,13 @@ class Worker(Endpoint):
         self._deferred: deque[Incoming] = deque()
         self._home: str | None = None
         batches = BatchRunner(
-            transport, surroundings.host, surroundings.registry, self._run_user_code, self._complete_sends, clock
+            transport,
+            surroundings.host,
+            surroundings.registry,
+            self._run_user_code,
+            self._complete_sends,
+            clock,
+            progress,
         )
         self.teams = Teams(self, batches, self._run_user_code, self._complete_sends)
         self.keep = batches.keep
@@ -122,13 +135,21 @@ class Worker(Endpoint):
         os.register_at_fork(after_in_child=self._note_fork)  # asking for the process number takes 0.2 us each time
         with contextlib.suppress(OSError):  # the directory may be gone
             self._home = os.getcwd()
-        with deferred_on_worker(self.transport, lambda: self._in_user_code):
-            while not self._quitting or self._deferred:
-                item = self._deferred.popleft() if self._deferred else self.transport.receive(math.inf)
-                if item is not None:
-                    self.handle(*item)
-                    del item  # its arrays must not stay until the next ones have come
+        with deferred_on_worker(self.transport, self.is_interruptible):
+            self.serve_until_end()
             self.transport.send(0, Frame(Kind.BYE))
+
+    def serve_until_end(self) -> None:
+        """Serve until rank 0 ends the session."""
+        while not self._quitting or self._deferred:
+            item = self._deferred.popleft() if self._deferred else self.transport.receive(math.inf)
+            if item is not None:
+                self.handle(*item)
+                del item  # its arrays must not stay until the next ones have come
+
+    def is_interruptible(self) -> bool:
+        """Tell whether an interrupt that comes now ends the user's function; called by the signal handler."""
+        return self._in_user_code
 
     def _note_fork(self) -> None:
         self._forked = True

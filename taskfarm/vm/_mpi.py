@@ -10,6 +10,7 @@ from typing import Any
 from taskfarm.config import OnError
 from taskfarm.errors import InternalError, UsageError
 from taskfarm.runtime.controller import Controller
+from taskfarm.runtime.isolation import isolate as isolate_tasks
 from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, current, enter
@@ -53,6 +54,9 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
         Above 0, workers send text about their tasks, which rank 0 prints while it receives messages.
     startupDir, translateStartupDir, mirrorMap, persistentStorage
         See `taskfarm.vm.base.VirtualMachine`.
+    isolate : bool
+        Run tasks in a process of their own per worker, without MPI: if it dies, the task has failed, and the worker
+        lives on. To be asked for with the first object, before MPI starts.
 
     Raises
     ------
@@ -67,7 +71,10 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
         translateStartupDir: bool = True,
         mirrorMap: Mapping[str, str] | None = None,
         persistentStorage: bool = False,
+        isolate: bool = False,
     ) -> None:
+        if isolate and current().worker is None:
+            isolate_tasks(current())
         MPI.spawnerBarrier()
         super().__init__(debug, startupDir, translateStartupDir, mirrorMap, persistentStorage)
         if debug and current().rank == 0:

@@ -8,6 +8,7 @@ from typing import Any
 from taskfarm.errors import InternalError
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.session import Session
+from taskfarm.runtime.start import cores_by_host
 from taskfarm.scheduling.farm import SlotState
 from taskfarm.vm._ids import MPIHostID
 from taskfarm.vm.base import getNumberOfCores
@@ -40,7 +41,7 @@ class SpawnerView:
         self._controller: Controller = session.controller
         peers = session.peers
         self._host_of = {peer.rank: peer.host for peer in peers} or {0: session.host}
-        self._cores = session.cores_by_host() or {session.host: getNumberOfCores()}
+        self._cores = cores_by_host(session.peers) if session.peers else {session.host: getNumberOfCores()}
         self._pids = {peer.rank: peer.pid for peer in peers} or {0: os.getpid()}
         self.host_ids = {name: MPIHostID(name) for name in dict.fromkeys(self._host_of.values())}
         self.free_hosts = {self.host_ids[name] for name in self._controller.farm.free_hosts}

@@ -153,17 +153,17 @@ def test_inside_a_job_the_program_runs_on_this_rank(
     launched: Launches, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    calls: list[tuple[Sequence[str], Sequence[str]]] = []
+    calls: list[tuple[Sequence[str], Sequence[str], bool]] = []
 
-    def run_on_this_rank(replaced: Sequence[str], program: Sequence[str]) -> None:
-        calls.append((replaced, program))
+    def run_on_this_rank(replaced: Sequence[str], program: Sequence[str], *, isolated: bool) -> None:
+        calls.append((replaced, program, isolated))
         raise Replaced
 
     monkeypatch.setattr("taskfarm.cli.rank.run_on_this_rank", run_on_this_rank)
-    for words in (["script.py", "a"], ["-n", "4", "script.py", "a"]):
+    for words in (["script.py", "a"], ["-n", "4", "--isolate", "script.py", "a"]):
         with pytest.raises(Replaced):
             main(["run", "--replace", "pymor.tools.mpi", *words])
-    assert calls == [(["pymor.tools.mpi"], ["script.py", "a"])] * 2
+    assert calls == [(["pymor.tools.mpi"], ["script.py", "a"], isolated) for isolated in (False, True)]
     assert main(["run", "-n", "5", "script.py"]) == 2
     assert "-n 5: this process is one of 4 ranks" in capsys.readouterr().err
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")

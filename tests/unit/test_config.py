@@ -29,6 +29,7 @@ def test_defaults() -> None:
         "rank_tags": {},
         "heartbeat_s": 30.0,
         "hang_s": None,
+        "isolate": False,
     }
 
 
@@ -53,6 +54,8 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_BLAS_THREADS", "12", "blas_threads", 12),
     ("TASKFARM_HEARTBEAT_S", "2.5", "heartbeat_s", 2.5),
     ("TASKFARM_HANG_S", "600", "hang_s", 600.0),
+    ("TASKFARM_ISOLATE", "0", "isolate", False),
+    ("TASKFARM_ISOLATE", "1", "isolate", True),
 ]
 
 
