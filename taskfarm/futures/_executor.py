@@ -5,32 +5,35 @@ from __future__ import annotations
 import concurrent.futures as std
 import logging
 import math
+import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from taskfarm.errors import UsageError
 from taskfarm.futures._arguments import check_sizes, copied, fail_unpicklable, pack_function
+from taskfarm.futures._awaiting import AsyncMethods
 from taskfarm.futures._ending import end_work, finish, note_broken
-from taskfarm.futures._future import Future, broken_type, set_soon
+from taskfarm.futures._future import Future, broken_type
+from taskfarm.futures._journaled import JournaledMap, KeyFunction, Shelf
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
+from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._progress import Progress, items_in, shown
+from taskfarm.futures._retry import with_retries
 from taskfarm.futures._tasks import Task, TaskJob
 from taskfarm.futures._threads import initialize_worker, threads_per_worker
-from taskfarm.futures._views import OptionTaker
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall, hall_of, part_ranks
 from taskfarm.runtime.functions import KnownFunction
+from taskfarm.runtime.isolation import isolate as isolate_tasks
 from taskfarm.runtime.jobs import Initializer
 from taskfarm.runtime.session import Session, current
 from taskfarm.runtime.sharing import hold_until_done, sharing_of
 from taskfarm.wire.codec import Packed, pack
 from taskfarm.wire.work import pack_work as pack_task
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = ["Executor"]
 
@@ -39,7 +42,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Executor(OptionTaker, std.Executor):
+class Executor(AsyncMethods, std.Executor):
     """A `concurrent.futures.Executor` whose workers are the ranks of the MPI job, or processes of its own.
 
     Under ``taskfarm run``, ``mpiexec`` or ``srun`` the ranks part here, where the script makes its first executor:
@@ -57,6 +60,13 @@ class Executor(OptionTaker, std.Executor):
     blas_threads : int, optional
         Threads that numerical libraries may use in a task; by default the worker's share of its host's cores. 0 leaves
         them alone.
+
+    isolate : bool, optional
+        Run tasks in a process of their own per worker: one that dies costs the attempt of the task that it ran, and
+        nothing else. To be asked for before MPI starts. By default as ``taskfarm run --isolate`` and
+        ``TASKFARM_ISOLATE`` say, else no. It holds for all tasks of the job.
+    journal : path, optional
+        Keep the results of all tasks in this file, and do not run again what it has.
 
     Raises
     ------
@@ -78,11 +88,15 @@ class Executor(OptionTaker, std.Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         blas_threads: int | None = None,
+        isolate: bool | None = None,
+        journal: str | os.PathLike[str] | None = None,
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        if isolate and current().worker is None:
+            isolate_tasks(current())
         self._part()
         self._broken: BaseException | None = None
         self._shutdown = False
@@ -93,6 +107,7 @@ class Executor(OptionTaker, std.Executor):
         if session.worker is not None:
             self._nested = NestedExecutor(initializer, initargs, partial(note_broken, weakref.ref(self)))
             return
+        self._shelf = Shelf(journal)
         self._hall: Hall = self._find_hall(session, max_workers)
         self._hall.enter()
         self._sharing = sharing_of(session)
@@ -152,13 +167,27 @@ class Executor(OptionTaker, std.Executor):
         ExecutorBrokenError
             If the initializer has failed, or a worker process is gone.
         """
+        return self._submit_with(None, fn, args, kwargs)
+
+    def _submit_with(
+        self, options: TaskOptions | None, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> std.Future[T]:
+        """Submit a task, perhaps for a view."""
         self._check_open()
+        if options is not None:
+            if options.is_placed:
+                return self._submit_placed(options, fn, args, kwargs)
+            self._check_limit(options.timeout_s)
         if self._nested is not None:
             return self._nested.submit(fn, *args, **kwargs)
-        future: Future[T] = Future(self._crew)
+        future: Future[T] = Future(self._crew, self._kill if self._hall.isolated else None)
         if not callable(fn):
             future.set_exception(TypeError(f"{type(fn).__qualname__!r} object is not callable"))
             return future
+        if self._shelf.holds_all and self._shelf.settle(future, fn, args, kwargs):
+            return future
+        if options is not None:
+            fn = with_retries(fn, options.retries, options.retry_on)
         try:
             known = self._crew.functions.find(fn)
             packed = pack_task(fn if known is None else known.number, args, kwargs)
@@ -168,17 +197,43 @@ class Executor(OptionTaker, std.Executor):
         if self._sharing.pickled:
             hold_until_done(future, self._sharing.take_pickled())
         if packed.buffers:
-            self._submit_large(future, packed, known)
+            self._submit_large(future, packed, known, options)
         else:
-            self._crew.post(partial(self._tasks.add, future, packed, known))
+            self._crew.post(partial(self._tasks.add, future, packed, known, options))
         return future
 
-    def _submit_large(self, future: Future[Any], packed: Packed, known: KnownFunction | None) -> None:
+    def _submit_large(
+        self, future: Future[Any], packed: Packed, known: KnownFunction | None, options: TaskOptions | None
+    ) -> None:
         """Send a task with raw buffers from their own memory if a worker is free, else copy them."""
         added: list[Task] = []
-        request = lambda: added.append(self._tasks.add(future, packed, known))  # noqa: E731
-        if not self._crew.post_now(request, lambda: added[0].own_buffers(self._crew.controller.may_lose)):
-            self._crew.post(partial(self._tasks.add, future, copied(packed), known))
+        request = lambda: added.append(self._tasks.add(future, packed, known, options))  # noqa: E731
+        may_come_back = self._hall.isolated or self._crew.controller.may_lose
+        if not self._crew.post_now(request, lambda: added[0].own_buffers(may_come_back)):
+            self._crew.post(partial(self._tasks.add, future, copied(packed), known, options))
+
+    def _submit_placed(
+        self, options: TaskOptions, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> std.Future[T]:
+        """Submit a task that needs several workers, or particular ones."""
+        if self._nested is not None:
+            raise UsageError(
+                "a task with ranks, hosts or tags needs workers: inside a task, and with threads, are none"
+            )
+        future = self._tasks.placed_tasks(self._n_workers).submit(options, fn, args, kwargs)
+        if self._sharing.pickled:
+            hold_until_done(future, self._sharing.take_pickled())
+        return future
+
+    def _kill(self, future: Future[Any]) -> None:
+        self._crew.post(partial(self._tasks.kill, future))
+
+    def _check_limit(self, timeout_s: float | None) -> None:
+        if timeout_s is not None and (self._nested is not None or not self._hall.isolated):
+            raise UsageError(
+                f"timeout_s={timeout_s}: only a task in a process of its own can be killed; make the executor with "
+                "Executor(isolate=True), or run the program by `taskfarm run --isolate`"
+            )
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -189,74 +244,6 @@ class Executor(OptionTaker, std.Executor):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     # Maps
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        progress: Progress = False,
-    ) -> Iterator[T]:
-        """Apply `fn` to the items of `iterables`, as the built-in `map` does, and yield the results in order.
-
-        The iterables are read as the results are taken, as far ahead as the workers need. Batches are sized so that
-        each takes some 2 ms.
-
-        Parameters
-        ----------
-        fn : callable
-            Sent once to each worker, with whatever it holds: ``functools.partial(f, big)`` sends `big` once.
-        *iterables : iterable
-            Its arguments; the shortest ends the map. They are read in the calling thread.
-        timeout : float, optional
-            Seconds from now, after which a result that is not there raises `TimeoutError`.
-        chunksize : int, optional
-            Items that are run one after another by the same worker; short chunks travel together.
-        buffersize : int, optional
-            How many items may be read before their results are taken.
-        progress : bool or "always"
-            Whether to show a progress bar (tqdm); True shows it only where standard error is a terminal.
-
-        Returns
-        -------
-        iterator
-            The first failure is raised in its place, and what was not run is dropped, as it is when the iterator is
-            closed. `shutdown` waits for what it has not yielded, and keeps the results for it.
-        """
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
-        results = self._map(fn, items, star, timeout, chunksize, buffersize, in_order=True)
-        return self._shown(results, progress, iterables)
-
-    def map_unordered(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        progress: Progress = False,
-    ) -> Iterator[T]:
-        """As `map`, but yield each result as it arrives."""
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
-        results = self._map(fn, items, star, timeout, chunksize, buffersize, in_order=False)
-        return self._shown(results, progress, iterables)
-
-    def starmap(
-        self,
-        fn: Callable[..., T],
-        iterable: Iterable[Iterable[Any]],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        progress: Progress = False,
-    ) -> Iterator[T]:
-        """As `map`, for items that are the positional arguments of one call each: ``fn(*item)``."""
-        results = self._map(fn, iterable, True, timeout, chunksize, buffersize, in_order=True)
-        return self._shown(results, progress, (iterable,))
 
     def _shown(self, results: Iterator[T], progress: Progress, iterables: Iterable[Any]) -> Iterator[T]:
         if not progress or self._nested is not None:
@@ -273,14 +260,20 @@ class Executor(OptionTaker, std.Executor):
         buffersize: int | None,
         *,
         in_order: bool,
+        options: TaskOptions | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        key: KeyFunction | None = None,
     ) -> Iterator[Any]:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         check_sizes(chunksize, buffersize)
         self._check_open()
         if self._nested is not None:
             return self._nested.map_items(fn, items, star, deadline, buffersize)
-        job = self._new_map(fn, items, star, chunksize, buffersize)
+        part = self._shelf.map(fn, items, key, star, journal)
+        job = self._new_map(fn, part.missing() if part else items, star, chunksize, buffersize, options, part)
         results = job.results(deadline) if in_order else job.results_as_they_come(deadline)
+        if part is not None:
+            return part.merged(results) if in_order else part.merged_unordered(results)
         job.read_ahead()
         return results
 
@@ -291,8 +284,14 @@ class Executor(OptionTaker, std.Executor):
         star: bool,
         chunksize: int | None,
         buffersize: int | None,
+        options: TaskOptions | None = None,
+        journal: JournaledMap | None = None,
     ) -> MapJob:
         crew = self._crew
+        if options is None:
+            options = TaskOptions()
+        self._check_limit(options.timeout_s)
+        fn = with_retries(fn, options.retries, options.retry_on)
         job = MapJob(
             crew,
             crew.new_number(),
@@ -303,56 +302,13 @@ class Executor(OptionTaker, std.Executor):
             unit=chunksize or 1,
             buffersize=buffersize,
             on_broken=partial(note_broken, weakref.ref(self)),
+            options=options,
+            journal=journal,
         )
         job.shared = self._sharing.take_pickled()
         self._maps.add(job)
         crew.post(lambda: crew.add_job(job, self._n_workers, chunksize or 1))
         return job
-
-    # asyncio
-
-    def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
-        """As `submit`, but return a future that can be awaited; in a running event loop."""
-        import asyncio  # 20 ms, which every rank of every job would pay
-
-        return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
-
-    async def amap(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-    ) -> AsyncIterator[T]:
-        """As `map`, for ``async for``; the event loop runs while results are waited for."""
-        import asyncio
-
-        self._check_open()
-        if self._nested is not None:
-            for item in zip(*iterables, strict=False):
-                yield await self.asubmit(fn, *item)
-            return
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
-        check_sizes(chunksize, buffersize)
-        job = self._new_map(fn, items, star, chunksize, buffersize)
-        loop = asyncio.get_running_loop()
-        arrived = asyncio.Event()
-        job.on_arrival = lambda: set_soon(loop, arrived)
-        try:
-            while True:
-                arrived.clear()
-                results = job.take_results(job.in_order)
-                if results is not None:
-                    for result in results:
-                        yield result
-                    job.on_consumed(len(results))
-                elif job.has_ended():
-                    return
-                else:
-                    await arrived.wait()
-        finally:
-            job.end()
 
     # The end
 
@@ -388,6 +344,7 @@ class Executor(OptionTaker, std.Executor):
         if wait and not self._has_left:
             self._has_left = True
             self._hall.leave()
+            self._shelf.close()
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, traceback: Any) -> bool | None:
         """Shut down and wait; after ^C and ``sys.exit``, cancel what has not begun and do not wait for ever."""

@@ -6,9 +6,10 @@ import concurrent.futures as std
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from taskfarm.errors import RankFailure, TaskfarmError
+from taskfarm.errors import RankFailure, TaskfarmError, UsageError
 from taskfarm.runtime.runner import exception_of
 
 if TYPE_CHECKING:
@@ -34,11 +35,48 @@ class Future(std.Future[T]):
     ----------
     crew : Crew, optional
         Runs the task; without it, this is a plain future.
+    kill : callable, optional
+        Kills the process that runs the task of a future.
     """
 
-    def __init__(self, crew: Crew | None = None) -> None:
+    def __init__(self, crew: Crew | None = None, kill: Callable[[Future[Any]], None] | None = None) -> None:
         super().__init__()
         self._crew = crew
+        self._kill = kill
+
+    def cancel(self, *, force: bool = False) -> bool:
+        """Cancel the task if it does not run yet; with `force`, also if it does: its process is killed.
+
+        Returns
+        -------
+        bool
+            Whether the task is cancelled. Without `force` this is what `concurrent.futures.Future.cancel` says.
+
+        Raises
+        ------
+        UsageError
+            If a task is to be killed that runs in the worker's own process: that needs ``Executor(isolate=True)``.
+        """
+        if super().cancel():
+            if self._crew is not None:
+                self._crew.notify()  # a thread that moves messages may wait for this future
+            return True
+        if not force or self.done():
+            return False
+        if self._kill is None:
+            raise UsageError("cancel(force=True): a running task can be killed only by Executor(isolate=True)")
+        with self._condition:
+            if self._state != "RUNNING":
+                return self._state != "FINISHED"
+            self._state = "CANCELLED_AND_NOTIFIED"
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._kill(self)
+        if self._crew is not None:
+            self._crew.notify()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+        return True
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
@@ -56,13 +94,6 @@ class Future(std.Future[T]):
         if self._state not in _ENDED and self._lead(timeout):
             timeout = 0.0
         return super().exception(timeout)
-
-    def cancel(self) -> bool:
-        """Cancel the task if no worker has been given it; see `concurrent.futures.Future.cancel`."""
-        is_cancelled = super().cancel()
-        if is_cancelled and self._crew is not None:
-            self._crew.notify()  # a thread that moves messages may wait for this future
-        return is_cancelled
 
     def _lead(self, timeout: float | None) -> bool:
         """Wait while moving messages; True if it is over, one way or the other."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from itertools import islice
 from typing import Any
 
-from taskfarm.errors import RankFailure
+from taskfarm.errors import RankFailure, TaskTimeoutError
 from taskfarm.futures._future import broken
+from taskfarm.futures._journaled import JournaledMap
+from taskfarm.futures._options import TaskOptions
+from taskfarm.futures._stock import Stock
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.jobs import Initializer, Parcel
 from taskfarm.runtime.options import BatchOption
@@ -56,6 +58,8 @@ class MapJob:
         How many items may be read ahead of the results that were taken, None to have it adapted.
     on_broken : callable
         Is told of the error when the executor has become useless.
+    options, journal : TaskOptions, JournaledMap or None
+        How long an item may take, and how often it is tried; where results are kept.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class MapJob:
         unit: int,
         buffersize: int | None,
         on_broken: Callable[[BaseException], None],
+        options: TaskOptions,
+        journal: JournaledMap | None = None,
     ) -> None:
         self.number = number
         self.function: Packed | None = function
@@ -81,15 +87,14 @@ class MapJob:
         self._iterator: Iterator[Any] | None = None if self._range is not None else iter(items)
         self._buffersize = buffersize
         self._tell_broken = on_broken
+        self._options, self._journal, self.retries = options, journal, options.retries
         self._reading = threading.Lock()
         self._read_all = False
         self._step = 1  # items to be read at once: more if reading has proved to be fast
         self._n_read = 0
         self._n_taken = 0
         self._n_consumed = 0
-        self._fresh: deque[Sequence[Any]] = deque()  # what was read and not dealt, in order
-        self._given_back: dict[int, Sequence[Any]] = {}
-        self._flying: dict[int, Sequence[Any]] = {}
+        self._stock = Stock(self._range)
         self._held: dict[int, Results] = {}
         self._n_held = 0
         self._held_bytes = 0
@@ -157,7 +162,7 @@ class MapJob:
         return items
 
     def _add(self, part: Sequence[Any]) -> None:
-        self._fresh.append(part)
+        self._stock.add(part)
         self._crew.add_items(self, len(part))
 
     # Handing out
@@ -296,69 +301,36 @@ class MapJob:
             self._iterator = None
             self._error = CancelledError()
             self._crew.end_job(self)
-            self._fresh.clear()
-            self._given_back.clear()
+            self._stock.clear()
             self._tell_arrival()
 
     def _end(self) -> None:
         self._crew.end_job(self)
-        self._fresh.clear()
-        self._given_back.clear()
+        self._stock.clear()
         self._held.clear()
 
     # What the crew calls
 
     def pack(self, start: int, stop: int) -> Parcel:
-        items = self._items(start, stop)
-        self._flying[start] = items
+        items = self._stock.deal(start, stop)
         packed = pack((items, self.unit) if self.unit > 1 else items)
-        return Parcel(packed.body, packed.buffers, self._option)
-
-    def _items(self, start: int, stop: int) -> Sequence[Any]:
-        n = stop - start
-        items = self._given_back.pop(start, None)
-        if items is not None:
-            if len(items) > n:
-                self._given_back[stop] = items[n:]
-                items = items[:n]
-            return items
-        fresh = self._fresh
-        if self._range is not None:
-            while n:
-                part = fresh.popleft()
-                if len(part) > n:
-                    fresh.appendleft(part[n:])
-                n -= min(n, len(part))
-            return self._range[start:stop]
-        first = fresh.popleft()
-        if len(first) > n:
-            fresh.appendleft(first[n:])
-            return first[:n]
-        parts = list(first)
-        while len(parts) < n:
-            part = fresh.popleft()
-            wanted = n - len(parts)
-            if len(part) > wanted:
-                fresh.appendleft(part[wanted:])
-                part = part[:wanted]
-            parts.extend(part)
-        return parts
+        return Parcel(packed.body, packed.buffers, self._option, limits=self._options.limits)
 
     def on_results(self, start: int, results: Results) -> None:
-        items = self._flying.pop(start, ())
-        if results.n < len(items):
-            self._given_back[start + results.n] = items[results.n :]
-        if results.n:
-            self._hold(start, results)
+        self._stock.on_done(start, results.n)
+        if (journal := self._journal) is not None:
+            self._crew.deliver_later(lambda: journal.on_results(start, results))
+        self._hold(start, results)
 
     def on_returned(self, start: int, stop: int) -> None:
-        for item, value in enumerate(self._flying.pop(start), start):
-            self._given_back[item] = [value]
+        self._stock.on_returned(start)
 
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
-        self._given_back.pop(start, None)
-        self._flying.pop(start, None)
+        self._stock.on_failed(start)
         self._hold(start, Results(stop - start, b"", error=exception_of(failure, "map")))
+
+    def retries_late(self, item: int) -> bool:
+        return TaskTimeoutError in self._options.retry_on
 
     def on_broken(self, failure: RankFailure | BaseException) -> None:
         error = broken(

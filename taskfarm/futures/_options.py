@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from taskfarm.errors import UsageError
+from taskfarm.scheduling.pacing import RETRIES
 
-__all__ = ["OptionChanges", "TaskOptions"]
+__all__ = ["OptionChanges", "TaskOptions", "check_retries", "check_timeout", "exception_classes"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class TaskOptions:
         Only on these ranks of the job; given as a rank or several.
     tags : frozenset of str or None
         Only on ranks that were given all of these tags; given as a tag or several.
+    timeout_s : float or None
+        Seconds after which a running task is killed; needs isolation.
+    retries : int
+        How often a task is tried again whose attempt was lost with its process, or ended as `retry_on` says.
+    retry_on : tuple of exception classes
+        Failures that are tried again, too, on the same worker; `TaskTimeoutError` stands for tasks that were killed
+        because of `timeout_s`. Given as a class or several.
 
     Raises
     ------
@@ -40,6 +48,9 @@ class TaskOptions:
     hosts: tuple[str, ...] | None = None
     ranks_in: frozenset[int] | None = None
     tags: frozenset[str] | None = None
+    timeout_s: float | None = None
+    retries: int = RETRIES
+    retry_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
         if not _is_integer(self.ranks) or self.ranks < 1:
@@ -49,12 +60,20 @@ class TaskOptions:
         hosts = None if self.hosts is None else tuple(dict.fromkeys(_names("hosts", self.hosts)))
         object.__setattr__(self, "hosts", hosts)
         object.__setattr__(self, "ranks_in", None if self.ranks_in is None else _numbers("ranks_in", self.ranks_in))
+        check_timeout(self.timeout_s)
+        check_retries(self.retries)
+        object.__setattr__(self, "retry_on", exception_classes(self.retry_on))
         object.__setattr__(self, "tags", None if self.tags is None else frozenset(_names("tags", self.tags)))
 
     @property
     def is_placed(self) -> bool:
         """Whether the task cannot run on just any one worker, and so needs a place of its own."""
         return self.ranks > 1 or self.results == "all" or self.is_restricted
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The time limit, if there is one."""
+        return () if self.timeout_s is None else (self.timeout_s,)
 
     @property
     def is_restricted(self) -> bool:
@@ -70,6 +89,29 @@ class OptionChanges(TypedDict, total=False):
     hosts: str | Iterable[str] | None
     ranks_in: int | Iterable[int] | None
     tags: str | Iterable[str] | None
+    timeout_s: float | None
+    retries: int
+    retry_on: type[BaseException] | Iterable[type[BaseException]]
+
+
+def check_timeout(value: float | None) -> None:
+    """Raise `UsageError` if `value` is no time limit."""
+    if value is not None and not (isinstance(value, (int, float)) and value > 0):
+        raise UsageError(f"timeout_s={value!r}: give a number of seconds above 0, or None for no limit")
+
+
+def check_retries(value: int) -> None:
+    """Raise `UsageError` if `value` is no number of retries."""
+    if not _is_integer(value) or value < 0:
+        raise UsageError(f"retries={value!r}: give a whole number from 0 up")
+
+
+def exception_classes(value: type[BaseException] | Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    """Return one exception class, or several, as a tuple."""
+    classes = (value,) if isinstance(value, type) else tuple(_listed("retry_on", value))
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in classes):
+        raise UsageError(f"retry_on={value!r}: give an exception class, or several")
+    return classes
 
 
 def _is_integer(value: Any) -> bool:

@@ -9,13 +9,13 @@ from taskfarm.errors import RankFailure, UsageError
 from taskfarm.futures._arguments import copied, fail_unpicklable
 from taskfarm.futures._future import AnyFuture, Future
 from taskfarm.futures._options import TaskOptions
+from taskfarm.futures._retry import with_retries
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Supplied
 from taskfarm.runtime.registry import PlacedObjectId
 from taskfarm.runtime.runner import exception_of
 from taskfarm.runtime.teams import NO_MPI
-from taskfarm.scheduling.pacing import RETRIES
 from taskfarm.wire.codec import Packed, unpack
 from taskfarm.wire.frames import Buffer
 from taskfarm.wire.work import pack_work
@@ -27,13 +27,19 @@ class PlacedTask:
     """A placed task; see `taskfarm.runtime.team_desk.PlacedTask` for the methods."""
 
     def __init__(
-        self, owner: PlacedTasks, future: AnyFuture, packed: Packed, known: KnownFunction | None, wants_all: bool
+        self,
+        owner: PlacedTasks,
+        future: AnyFuture,
+        packed: Packed,
+        known: KnownFunction | None,
+        wants_all: bool,
+        retries: int,
     ) -> None:
         self.job = owner.job
         self.packed = packed
         self.known = known
         self.wants_all = wants_all
-        self.retries = RETRIES
+        self.retries = retries
         self.future = future
         self.number = 0
         self.handles: Sequence[PlacedObjectId] = ()  # kept alive: the objects must not go before the task has run
@@ -118,8 +124,10 @@ class PlacedTasks:
         Raises
         ------
         UsageError
-            If no workers can ever run it.
+            If no workers can ever run it, or an option is not for placed tasks.
         """
+        _check_options(options)
+        fn = with_retries(fn, options.retries, options.retry_on)
         future: AnyFuture = Future(self.crew)
         handles = [value for value in [*args, *kwargs.values()] if isinstance(value, PlacedObjectId)]
         allowed = self._allowed(options, handles)
@@ -129,12 +137,17 @@ class PlacedTasks:
         except Exception:  # noqa: BLE001 - any __reduce__ may raise anything
             fail_unpicklable(future, fn, args, kwargs)
             return future
-        task = PlacedTask(self, future, packed, known, options.results == "all")
+        task = PlacedTask(self, future, packed, known, options.results == "all", options.retries)
         task.handles = handles
 
         def add() -> None:
-            task.number = self.crew.desk.add(task, options.ranks, allowed)
-            self.tasks[task.number] = task
+            try:
+                task.number = self.crew.desk.add(task, options.ranks, allowed)
+            except UsageError as exc:  # workers have been lost meanwhile
+                error = exc
+                self.crew.deliver_later(lambda: future.set_exception(error))
+            else:
+                self.tasks[task.number] = task
 
         self.crew.post(add)
         return future
@@ -207,4 +220,18 @@ class PlacedTasks:
         return (
             f"{wide}{', '.join(asked) or 'these objects'}: no task like this can ever run, "
             f"since only ranks {list(found)} of workers {self._first[0]} to {self._first[-1]} qualify{told}"
+        )
+
+
+def _check_options(options: TaskOptions) -> None:
+    if options.timeout_s is not None:
+        raise UsageError(
+            f"timeout_s={options.timeout_s}: a task with ranks, hosts or tags runs in the process of its rank, for MPI "
+            "and for objects that live there, and cannot be killed; leave timeout_s out"
+        )
+    if options.retry_on and options.ranks > 1:
+        names = ", ".join(kind.__name__ for kind in options.retry_on)
+        raise UsageError(
+            f"retry_on={names} with ranks={options.ranks}: what one rank of a task repeats, the others do not; catch "
+            "the exception inside the task, on all of its ranks"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Sequence
 
-from taskfarm.errors import RankFailure
+from taskfarm.errors import RankFailure, TaskTimeoutError
 from taskfarm.futures._arguments import copy_of
 from taskfarm.futures._future import AnyFuture, broken
+from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._placed import PlacedTask, PlacedTasks
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.functions import KnownFunction
@@ -15,8 +17,9 @@ from taskfarm.runtime.jobs import Initializer, Parcel
 from taskfarm.runtime.options import BatchOption
 from taskfarm.runtime.results import Results
 from taskfarm.runtime.runner import exception_of
+from taskfarm.scheduling.pacing import RETRIES
 from taskfarm.wire.codec import Packed
-from taskfarm.wire.frames import Buffer
+from taskfarm.wire.frames import Buffer, Frame, Kind
 
 __all__ = ["Task", "TaskJob"]
 
@@ -27,10 +30,13 @@ _ONE_TASK = int(BatchOption.ONE_TASK)  # hot path: see `taskfarm.fast`
 class Task:
     """A task that has not ended: its future, its pickle, the function that it names, and how far it is."""
 
-    __slots__ = ("body", "borrows", "buffers", "future", "is_cancelled", "known", "sent")
+    __slots__ = ("body", "borrows", "buffers", "future", "is_cancelled", "known", "options", "sent")
 
-    def __init__(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> None:
+    def __init__(
+        self, future: AnyFuture, packed: Packed, known: KnownFunction | None, options: TaskOptions | None
+    ) -> None:
         self.future = future
+        self.options = options
         self.known = known
         self.body = packed.body
         self.buffers: Sequence[Buffer] = packed.buffers
@@ -39,13 +45,14 @@ class Task:
         self.borrows = bool(packed.buffers)
 
     def begin(self) -> bool:
-        """Note that the task is sent; False if it was cancelled before that. May be repeated."""
+        """Note that the task is sent; False if it was cancelled, or killed, before that. May be repeated."""
         if not (self.sent or self.is_cancelled):
             self.sent = self.future.set_running_or_notify_cancel()
-            if not self.sent:
-                self.is_cancelled = True
-                self.body, self.buffers = b"", ()  # a worker answers an empty task with None
-        return self.sent
+            self.is_cancelled = not self.sent
+        if self.is_cancelled or self.future.cancelled():
+            self.body, self.buffers = b"", ()  # a worker answers an empty task with None
+            return False
+        return True
 
     def own_buffers(self, may_come_back: bool) -> None:
         """Copy the buffers, unless they have been sent and cannot come back: the caller may change their memory now."""
@@ -71,6 +78,7 @@ class TaskJob:
     """
 
     function: Packed | None = None
+    retries: int = RETRIES
 
     def __init__(
         self, crew: Crew, number: int, initializer: Initializer | None, on_broken: Callable[[BaseException], None]
@@ -95,15 +103,32 @@ class TaskJob:
         """Whether every future has ended and has been told so."""
         return not self._tasks and (self.placed is None or self.placed.is_idle)
 
-    def add(self, future: AnyFuture, packed: Packed, known: KnownFunction | None) -> Task:
+    def add(
+        self, future: AnyFuture, packed: Packed, known: KnownFunction | None, options: TaskOptions | None = None
+    ) -> Task:
         """Take one more task, (`known` or function, args, kwargs); with the crew's lock held."""
+        task = Task(future, packed, known, options)
+        self._append(task)
+        return task
+
+    def _append(self, task: Task) -> None:
         index = self._n_added
-        task = self._tasks[index] = Task(future, packed, known)
+        self._tasks[index] = task
         self._n_added += 1
         if not self._crew.add_items(self, 1):  # another thread was faster than this `submit`
             error = self._error or RuntimeError("cannot schedule new futures after shutdown")
             self._crew.deliver_later(lambda: self._fail([index], error))
-        return task
+        elif task.options is not None and task.options.retries != RETRIES:
+            self._crew.dealer.limit_retries(self.number, index, task.options.retries)
+
+    def kill(self, future: AnyFuture) -> None:
+        """Kill the process that runs the task of `future`; with the crew's lock held."""
+        indices = {index for index, task in self._tasks.items() if task.future is future}
+        for batch in self._crew.dealer.flying.values():
+            if batch.job == self.number:
+                for index in indices.intersection(range(batch.start, batch.stop)):
+                    frame = Frame(Kind.CANCEL, batch.number, index - batch.start)
+                    self._crew.transport.send(batch.worker, frame)
 
     def cancel_waiting(self) -> None:
         """Cancel what was not sent yet; with the crew's lock held."""
@@ -122,10 +147,7 @@ class TaskJob:
 
     def _put_back(self, indices: Sequence[int]) -> None:
         for index in indices:
-            task = self._tasks.pop(index)
-            self._tasks[self._n_added] = task
-            self._n_added += 1
-            self._crew.add_items(self, 1)
+            self._append(self._tasks.pop(index))
 
     # What the crew calls
 
@@ -136,6 +158,7 @@ class TaskJob:
         bodies: list[Buffer] = []
         buffers: list[Buffer] = []
         counts: list[int] = []
+        limits: list[float] = []
         needs: list[KnownFunction] = []
         alive = borrows = False
         for index in range(start, stop):
@@ -145,6 +168,9 @@ class TaskJob:
                 borrows = borrows or task.borrows
             if task.known is not None and (not needs or needs[-1] is not task.known):
                 needs.append(task.known)
+            if task.options is not None and task.options.timeout_s is not None:
+                limits = limits or [math.inf] * (stop - start)
+                limits[index - start] = task.options.timeout_s
             bodies.append(task.body)
             buffers += task.buffers
             counts.append(len(task.buffers))
@@ -152,10 +178,14 @@ class TaskJob:
             for index in range(start, stop):
                 del self._tasks[index]
             return None
+        if len(bodies) == 1:
+            return Parcel(bodies[0], buffers, BatchOption.ONE_TASK, needs, borrows, limits)
         if buffers:
             option |= BatchOption.BUFFERS
-            return Parcel(pickle.dumps(list(zip(bodies, counts, strict=True)), 5), buffers, option, needs, borrows)
-        return Parcel(pickle.dumps(bodies, 5), (), option, needs)
+            return Parcel(
+                pickle.dumps(list(zip(bodies, counts, strict=True)), 5), buffers, option, needs, borrows, limits
+            )
+        return Parcel(pickle.dumps(bodies, 5), (), option, needs, limits=limits)
 
     def _pack_one(self, index: int) -> Parcel | None:
         task = self._tasks[index]
@@ -171,6 +201,10 @@ class TaskJob:
 
     def on_returned(self, start: int, stop: int) -> None:
         pass  # tasks are kept until they have ended
+
+    def retries_late(self, item: int) -> bool:
+        task = self._tasks.get(item)
+        return task is not None and task.options is not None and TaskTimeoutError in task.options.retry_on
 
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
         indices = range(start, stop)

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures as std
 import dataclasses
 import math
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,6 @@ from taskfarm.futures._options import OptionChanges, TaskOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
 
-    from taskfarm.futures._nested import NestedExecutor
-    from taskfarm.futures._tasks import TaskJob
 
 __all__ = ["ExecutorView", "HasOptions", "OptionTaker"]
 
@@ -51,6 +50,14 @@ class HasOptions:
             Only on these ranks of the job.
         tags : str or iterable of str
             Only on ranks that were given all of these tags: by ``taskfarm run --tag``, or ``TASKFARM_TAGS``.
+        timeout_s : float
+            Seconds after which a running task is killed, and its future raises `taskfarm.TaskTimeoutError`; needs an
+            executor that isolates tasks.
+        retries : int
+            How often a task is tried again whose attempt was lost with the process that ran it; 3 by default.
+        retry_on : exception class or iterable of them
+            Failures that are tried again, too, at once and on the same worker. With `taskfarm.TaskTimeoutError`, so are
+            tasks that were killed because of `timeout_s`. None by default.
 
         Returns
         -------
@@ -74,11 +81,6 @@ class HasOptions:
 class OptionTaker(HasOptions):
     """An executor, as far as its views know it."""
 
-    submit: Callable[..., std.Future[Any]]
-    _nested: NestedExecutor | None
-    _tasks: TaskJob
-    _n_workers: int
-
     @property
     def num_workers(self) -> int:
         """Number of workers."""
@@ -87,21 +89,26 @@ class OptionTaker(HasOptions):
     def _base(self) -> tuple[OptionTaker, TaskOptions]:
         return self, TaskOptions()
 
-    def _check_open(self) -> None:
+    def _submit_with(
+        self, options: TaskOptions | None, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> std.Future[T]:
         raise NotImplementedError
 
-    def _submit_with(
-        self, options: TaskOptions, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> std.Future[T]:
-        """Submit for a view."""
-        if not options.is_placed:
-            return self.submit(fn, *args, **kwargs)
-        self._check_open()
-        if self._nested is not None:
-            raise UsageError(
-                "a task with ranks, hosts or tags needs workers: inside a task, and with threads, are none"
-            )
-        return self._tasks.placed_tasks(self._n_workers).submit(options, fn, args, kwargs)
+    def _map(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        star: bool,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        *,
+        in_order: bool,
+        options: TaskOptions | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        key: Callable[..., Any] | None = None,
+    ) -> Iterator[Any]:
+        raise NotImplementedError
 
 
 class ExecutorView(HasOptions):
@@ -132,7 +139,7 @@ class ExecutorView(HasOptions):
         chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """As `Executor.map`, but each item is a task of its own: there are no batches."""
+        """As `Executor.map`; where the options ask for a place, each item is a task of its own, and leaves alone."""
         return self._map(fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, in_order=True)
 
     def map_unordered(
@@ -194,6 +201,10 @@ class ExecutorView(HasOptions):
         *,
         in_order: bool,
     ) -> Iterator[T]:
+        if not self.options.is_placed:  # the items leave in batches
+            return self._executor._map(
+                fn, items, True, timeout, chunksize, buffersize, in_order=in_order, options=self.options
+            )
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         _check_sizes(chunksize, buffersize)
         source = iter(items)
@@ -220,7 +231,7 @@ class ExecutorView(HasOptions):
 def _check_sizes(chunksize: int | None, buffersize: int | None) -> None:
     check_sizes(chunksize, buffersize)
     if chunksize not in (None, 1):
-        raise UsageError(f"chunksize={chunksize}: each item of a map with options is a task of its own; leave it out")
+        raise UsageError(f"chunksize={chunksize}: each item of a map with a place is a task of its own; leave it out")
 
 
 def _left(deadline: float) -> float | None:

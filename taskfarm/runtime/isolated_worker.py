@@ -2,8 +2,8 @@
 
 Theory of operation. Tasks and batches wait in a *queue*; the first of them are *given* to the child, in order, and
 leave the list when the child has answered. The child is a worker like any other, except that its frames go through
-this rank. So messages, questions about who waits for what, and debug text pass through; collective calls and managed
-objects stay in the rank.
+this rank. So messages, questions about who waits for what, and debug text pass through; collective calls, placed tasks
+and managed objects stay in the rank.
 
 If the child dies, the first of what it was given is lost: its batch is reported with the position of the item that was
 being run (the child notes it in a shared page), a task of the virtual machine ends as failed. The rest was not begun,
@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from taskfarm.errors import WorkerLostError
 from taskfarm.runtime.batches import encode_times
@@ -42,6 +42,9 @@ from taskfarm.transport.base import Incoming, Transport
 from taskfarm.transport.relay import SharedLink
 from taskfarm.transport.shared import Arena
 from taskfarm.wire.frames import Frame, Kind
+
+if TYPE_CHECKING:
+    from taskfarm.transport.world import PeerInfo
 
 __all__ = ["Identity", "IsolatedWorker"]
 
@@ -60,7 +63,7 @@ class Identity(NamedTuple):
     rank: int
     size: int
     host: str
-    hosts: list[str]  #: by rank; empty where only the executor uses it
+    peers: list[tuple[str, int, str]]  #: host, process and memory key, by rank; empty where only the executor uses it
     path: list[str]
     argv: list[str]
     directory: str
@@ -84,14 +87,16 @@ class IsolatedWorker(Worker):
         See `Worker`.
     nursery : Nursery
         Forks the children; the worker owns it.
-    hosts : sequence of str
-        Host of each rank.
+    peers : sequence of PeerInfo
+        What the ranks told of themselves; empty where only the executor uses it.
     """
 
-    def __init__(self, transport: Transport, surroundings: Surroundings, nursery: Nursery, hosts: list[str]) -> None:
+    def __init__(
+        self, transport: Transport, surroundings: Surroundings, nursery: Nursery, peers: Sequence[PeerInfo]
+    ) -> None:
         super().__init__(transport, surroundings)
         self._nursery = nursery
-        self._hosts = hosts
+        self._peers = [(peer.host, peer.pid, peer.memory_key) for peer in peers]
         self._arena = Arena()
         self._child: Child | None = None
         self._link: SharedLink | None = None
@@ -100,6 +105,7 @@ class IsolatedWorker(Worker):
         self._given: deque[Frame] = deque()
         self._functions: dict[int, Frame] = {}
         self._child_knows: set[int] = set()
+        self._known_here: set[int] = set()  # functions that placed tasks have needed
         self._limits: dict[int, Sequence[float]] = {}  # by batch
         self._cancelled: dict[int, set[int]] = {}  # positions, by batch
         self._sentence: _Sentence | None = None
@@ -113,6 +119,7 @@ class IsolatedWorker(Worker):
                 Kind.SPAWN: self.on_work,
                 Kind.LIMIT: self.on_limit,
                 Kind.CANCEL: self.on_cancel,
+                Kind.TEAM_TASK: self.on_team_task,
             }
         )
         transport.use_memory(self._arena)
@@ -179,6 +186,14 @@ class IsolatedWorker(Worker):
         self._queue.append(frame)
         self._give()
 
+    def on_team_task(self, source: int, frame: Frame) -> None:
+        """Run a placed task in this process, which has MPI, and the objects that live on this rank."""
+        for number, function in self._functions.items():
+            if number not in self._known_here:
+                self._known_here.add(number)
+                self.batches.on_function(source, function)
+        self.teams.on_task(source, frame)
+
     def on_limit(self, source: int, frame: Frame) -> None:
         """Note how long the items of a batch may take."""
         self._limits[frame.a] = read_limits(frame.body)
@@ -207,6 +222,8 @@ class IsolatedWorker(Worker):
                     return
                 self._functions.pop(frame.a, None)
                 self._child_knows.discard(frame.a)
+                self._known_here.discard(frame.a)
+                self.batches.on_forget(0, frame)
             else:
                 self._given.append(frame)
             self._queue.popleft()
@@ -351,7 +368,7 @@ class IsolatedWorker(Worker):
         path, argv, environment = list(sys.path), list(sys.argv), dict(os.environ)
         directory = self._home or os.curdir
         rank, size = self.transport.rank, self.transport.size
-        identity = Identity(rank, size, self._host, self._hosts, path, argv, directory, environment, self.debug)
+        identity = Identity(rank, size, self._host, self._peers, path, argv, directory, environment, self.debug)
         self._child = self._nursery.new_child(identity)
         self._link = SharedLink(self._child.sock, self._arena)
         self._poll = select.poll()

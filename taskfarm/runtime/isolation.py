@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taskfarm.errors import UsageError
 from taskfarm.runtime.endpoint import Surroundings
@@ -16,6 +16,7 @@ from taskfarm.transport.base import Transport
 if TYPE_CHECKING:
     from taskfarm.runtime.nursery import Nursery
     from taskfarm.runtime.session import Session
+    from taskfarm.transport.world import PeerInfo
 
 __all__ = ["isolate", "isolate_if_possible", "new_worker"]
 
@@ -69,11 +70,11 @@ def _start(session: Session) -> None:
 
 
 def new_worker(
-    transport: Transport, surroundings: Surroundings, nursery: Nursery | None, peers: Sequence[Any]
+    transport: Transport, surroundings: Surroundings, nursery: Nursery | None, peers: Sequence[PeerInfo]
 ) -> Worker:
     """Return the worker of a rank, whose tasks run in children of `nursery` if there is one."""
     if nursery is None:
         return Worker(transport, surroundings)
     from taskfarm.runtime.isolated_worker import IsolatedWorker
 
-    return IsolatedWorker(transport, surroundings, nursery, [peer.host for peer in peers])
+    return IsolatedWorker(transport, surroundings, nursery, peers)

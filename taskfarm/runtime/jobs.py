@@ -7,7 +7,6 @@ from typing import Protocol
 
 from taskfarm.errors import RankFailure
 from taskfarm.runtime.functions import KnownFunction
-from taskfarm.runtime.limits import pack_limits
 from taskfarm.runtime.options import FunctionOption
 from taskfarm.runtime.results import Results
 from taskfarm.wire.codec import Packed

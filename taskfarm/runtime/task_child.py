@@ -37,6 +37,8 @@ class Peer(NamedTuple):
     """What a task child knows of another rank."""
 
     host: str
+    pid: int
+    memory_key: str
 
 
 class ChildWorld:
@@ -46,7 +48,7 @@ class ChildWorld:
         self.rank = identity.rank
         self.size = identity.size
         self.host = identity.host
-        self.peers = [Peer(host) for host in identity.hosts]
+        self.peers = [Peer(*peer) for peer in identity.peers]
 
     def new_comm(self) -> Any:
         """Refuse: there is no MPI here."""
@@ -97,7 +99,7 @@ class _TaskWorker(Worker):
     """The worker loop of a task child."""
 
     def __init__(self, transport: ChildTransport, surroundings: Surroundings, page: Page, debug: int) -> None:
-        super().__init__(transport, surroundings, page)
+        super().__init__(transport, surroundings, progress=page)
         self.arrays = _NoArrays(self)
         self.debug = debug
 

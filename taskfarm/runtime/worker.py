@@ -98,7 +98,7 @@ class Worker(Endpoint):
         self._forked = False
         self._deferred: deque[Incoming] = deque()
         self._home: str | None = None
-        batches = BatchRunner(
+        batches = self.batches = BatchRunner(
             transport,
             surroundings.host,
             surroundings.registry,

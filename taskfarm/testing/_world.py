@@ -21,7 +21,7 @@ from taskfarm.runtime.worker import Worker
 from taskfarm.testing._check import SimulationFailed
 from taskfarm.testing._plan import Plan
 from taskfarm.testing._tasks import STAGE
-from taskfarm.transport.base import Direct, Incoming
+from taskfarm.transport.base import Direct, Incoming, LandingMemory
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Buffer, Frame, Kind, encode, parse_head
 
@@ -144,8 +144,11 @@ class _Side:
         """Never sleep: the clock is virtual."""
         return False
 
-    def doze(self, timeout_s: float) -> None:
+    def doze(self, timeout_s: float, others: Sequence[int] = ()) -> None:
         """Do nothing."""
+
+    def use_memory(self, memory: LandingMemory) -> None:
+        """Do nothing: buffers stay where they are."""
 
     def end_doze(self) -> None:
         """Do nothing."""
@@ -185,7 +188,7 @@ class SimulatedWorker(_Side):
             self._announce(self._dies_at, "was killed by SIGKILL")
         if self._stalls_at < float("inf") and self._stall_s > plan.heartbeat_s:
             network.at(self._stalls_at + plan.heartbeat_s, partial(zero.announce, rank, "gave no sign of life"))
-        self._worker = Worker(self, surroundings(), self.clock)
+        self._worker = Worker(self, surroundings(), clock=self.clock)
 
     def _announce(self, when: float, how: str) -> None:
         self._network.at(

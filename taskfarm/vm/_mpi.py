@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from taskfarm.config import OnError
-from taskfarm.errors import InternalError, UsageError
-from taskfarm.runtime.controller import Controller
+from taskfarm.errors import UsageError
 from taskfarm.runtime.isolation import isolate as isolate_tasks
-from taskfarm.runtime.options import ResultWanted
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, current, enter
-from taskfarm.runtime.work import pack_work
 from taskfarm.vm import base
 from taskfarm.vm._arrays import Arrays
 from taskfarm.vm._ids import MPIHostID, MPITaskID
 from taskfarm.vm._letters import open_letter
-from taskfarm.vm._sides import endpoint_of, part_ranks, rank_of
-from taskfarm.vm._status import SpawnerView, spawner_view, view_in_use
-from taskfarm.vm._task import wrap_in_environment, wrap_in_group
+from taskfarm.vm._sides import endpoint_of, part_ranks, rank_of, spawner
+from taskfarm.vm._spawning import Spawning
+from taskfarm.vm._status import SpawnerView, spawner_view
 
 __all__ = ["MPI"]
 
 _INF = math.inf
-_NOTHING = int(ResultWanted.NOTHING)
-_MESSAGE = int(ResultWanted.MESSAGE)
-_VALUE = ResultWanted.MESSAGE | ResultWanted.VALUE
 
 
 class _StatusOfClass(type):
@@ -43,7 +37,7 @@ class _StatusOfClass(type):
         return spawner_view(session).status()
 
 
-class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
+class MPI(Spawning, Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
     """The MPI virtual machine.
 
     The first object that is made parts the ranks (see `spawnerBarrier`): the program goes on at rank 0 only.
@@ -118,7 +112,7 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
         if session.phase is Phase.CLOSED and session.rank == 0:
             session.finalize_mpi()
             return
-        _spawner("finalize")
+        spawner("finalize")
         session.close()
         flush_output()
         session.finalize_mpi()
@@ -133,13 +127,13 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
     @staticmethod
     def freeSlots() -> int:
         """Return the number of slots that `spawnFunction` can fill; only on the spawner."""
-        controller = enter("freeSlots").open_controller or _spawner("freeSlots")
+        controller = enter("freeSlots").open_controller or spawner("freeSlots")
         return len(controller.farm.free)
 
     @staticmethod
     def freeSlotsSet() -> set[int]:
         """Return the live set of ranks with a free slot; only on the spawner. Do not change it."""
-        return _spawner("freeSlotsSet").farm.free
+        return spawner("freeSlotsSet").farm.free
 
     @staticmethod
     def hosts() -> list[MPIHostID]:
@@ -179,108 +173,6 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
     def parentTaskID() -> MPITaskID:
         """Return the task that spawned the calling one: ``0:0`` on workers, `MPITaskID.bad()` on the spawner."""
         return MPITaskID.bad() if current().rank == 0 else MPITaskID(0, 0)
-
-    def spawnFunction(
-        self,
-        function: Callable[..., Any],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = {},
-        count: int | None = None,
-        targetList: Iterable[base.HostID] | None = None,
-        sendBack: Any = True,
-    ) -> list[MPITaskID]:
-        """Start `function` as a task in up to `count` free slots, lowest rank first; only on the spawner.
-
-        Parameters
-        ----------
-        function : callable
-            Anything that can be called: functions, lambdas, closures, bound methods, partials, also of ``__main__``.
-        args, kwargs : sequence, mapping
-            Its arguments. `taskfarm.ObjectId` arguments arrive as the worker's own part of the managed object. Arrays
-            have left their memory when this returns.
-        count : int, optional
-            Number of tasks; all free slots by default, none if not positive.
-        targetList : iterable of MPIHostID, optional
-            Only on these hosts.
-        sendBack : bool
-            True sends `MsgTaskResult` and `MsgTaskExit` when the task ends; a false value only the latter; any other
-            true value a result without the value.
-
-        Returns
-        -------
-        list of MPITaskID
-            The tasks that were started; fewer than `count` if fewer slots are free.
-
-        Raises
-        ------
-        UsageError
-            If something does not pickle (no slot was taken), a host is unknown, or this is not the spawner.
-        """
-        session = enter("spawnFunction")
-        controller = session.open_controller or _spawner("spawnFunction")
-        if not callable(function):
-            raise UsageError(f"spawnFunction: function={function!r} cannot be called")
-        hosts = None if targetList is None else _host_names(targetList)
-        if hosts is not None:
-            controller.farm.check_hosts(hosts)
-        wanted = _VALUE if sendBack is True else _MESSAGE if sendBack else _NOTHING
-        packed = pack_work("spawnFunction", function, tuple(args), dict(kwargs) if kwargs else {})
-        if self.mirrorList is not None or self.startupDirSuffix is not None:
-            packed = wrap_in_environment(self, packed)
-        assigned = controller.spawn(packed, count, hosts, wanted)
-        if (view := view_in_use(session)) is not None:
-            for slot in assigned:
-                view.update(slot.rank)
-        return [MPITaskID(rank, number) for rank, number in assigned]
-
-    def spawnGroup(
-        self,
-        function: Callable[..., Any],
-        nranks: int,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = {},
-        targetList: Iterable[base.HostID] | None = None,
-        sendBack: Any = True,
-    ) -> list[MPITaskID]:
-        """Start `function` as one task on exactly `nranks` free slots, of one host if any has so many; or not at all.
-
-        They run it with the same arguments and find each other by `taskfarm.task_comm`. If one fails, so do the others.
-        Each is a task with an identifier, a slot and a `MsgTaskExit` of its own. `sendBack` is about the
-        `MsgTaskResult`: True sends that of the first task, ``"all"`` that of each, a false value none.
-
-        Returns
-        -------
-        list of MPITaskID
-            In the order of their ranks in the communicator; empty if fewer than `nranks` slots are free.
-
-        Raises
-        ------
-        UsageError
-            As `spawnFunction`; also if there never are `nranks` slots.
-        """
-        session = enter("spawnGroup")
-        controller = session.open_controller or _spawner("spawnGroup")
-        if not callable(function):
-            raise UsageError(f"spawnGroup: function={function!r} cannot be called")
-        hosts = None if targetList is None else _host_names(targetList)
-        n_slots = sum(hosts is None or host in hosts for host in controller.hosts.values())
-        if not 1 <= nranks <= n_slots:
-            raise UsageError(
-                f"spawnGroup: nranks={nranks} with {n_slots} slots for tasks; start the job with more ranks"
-            )
-        packed = pack_work("spawnGroup", function, tuple(args), dict(kwargs) if kwargs else {})
-        if self.mirrorList is not None or self.startupDirSuffix is not None:
-            packed = wrap_in_environment(self, packed)
-        assigned = controller.spawn_group(
-            lambda number, ranks: wrap_in_group(packed, number, ranks),
-            nranks,
-            hosts,
-            lambda index: _VALUE if sendBack and (sendBack == "all" or index == 0) else _NOTHING,
-        )
-        if (view := view_in_use(session)) is not None:
-            for slot in assigned:
-                view.update(slot.rank)
-        return [MPITaskID(rank, number) for rank, number in assigned]
 
     # Messages
 
@@ -341,7 +233,7 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
     @staticmethod
     def setWorkerDebug(level: int) -> None:
         """Set how much workers tell of their tasks: nothing at 0; only on the spawner."""
-        _spawner("setWorkerDebug").set_worker_debug(level)
+        spawner("setWorkerDebug").set_worker_debug(level)
 
     def clearLocalStorage(self, timeout: float = -1.0) -> bool:
         """Remove what tasks of this user have left in local storage, on every host; only on the spawner.
@@ -358,7 +250,7 @@ class MPI(Arrays, base.VirtualMachine, metaclass=_StatusOfClass):
         bool
             False if tasks were still running then, and nothing was removed.
         """
-        controller = _spawner("clearLocalStorage")
+        controller = spawner("clearLocalStorage")
         deadline = math.inf if timeout < 0 else time.monotonic() + timeout
         if controller.drain_tasks(deadline, "clearLocalStorage"):
             return False
@@ -377,29 +269,6 @@ def _clean_if_among(ranks: Collection[int]) -> None:
         base.localStorageCleaner()
 
 
-def _spawner(what: str) -> Controller:
-    """Return the controller, or raise `UsageError` if this is not the spawner."""
-    session = enter(what)
-    if session.open_controller is not None:
-        return session.open_controller
-    if session.rank != 0:
-        raise UsageError(f"{what} on rank {session.rank}: it works only on the spawner, rank 0")
-    endpoint_of(what)
-    if session.open_controller is None:
-        raise InternalError(f"{what}: the session is not open")
-    return session.open_controller
-
-
 def _view(what: str) -> SpawnerView:
-    _spawner(what)
+    spawner(what)
     return spawner_view(current())
-
-
-def _host_names(targets: Iterable[object]) -> set[str]:
-    names = set()
-    for target in targets:
-        name = target.name if isinstance(target, MPIHostID) else target
-        if not isinstance(name, str):
-            raise UsageError(f"spawnFunction: targetList holds {target!r}, which is not a valid MPIHostID")
-        names.add(name)
-    return names

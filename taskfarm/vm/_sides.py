@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 from taskfarm.errors import InternalError, UsageError
+from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.ending import leave_if_threads_stay
 from taskfarm.runtime.endpoint import Endpoint
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, current, enter
 from taskfarm.vm._ids import MPITaskID
 
-__all__ = ["endpoint_of", "part_ranks", "rank_of"]
+__all__ = ["endpoint_of", "part_ranks", "rank_of", "spawner"]
 
 _NO_MPI = (
     "taskfarm.vm.MPI needs MPI, which cannot be loaded ({}). A whole MPI comes with: pip install mpi4py mpich "
@@ -61,3 +62,16 @@ def rank_of(source: Any, size: int, name: str = "fromDestination") -> int | None
     if not isinstance(rank, int) or not 0 <= rank < size:
         raise UsageError(f"{name}={source!r} is neither a rank below {size} nor a task's MPITaskID")
     return rank
+
+
+def spawner(what: str) -> Controller:
+    """Return the controller, or raise `UsageError` if this is not the spawner."""
+    session = enter(what)
+    if session.open_controller is not None:
+        return session.open_controller
+    if session.rank != 0:
+        raise UsageError(f"{what} on rank {session.rank}: it works only on the spawner, rank 0")
+    endpoint_of(what)
+    if session.open_controller is None:
+        raise InternalError(f"{what}: the session is not open")
+    return session.open_controller

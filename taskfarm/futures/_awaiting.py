@@ -1,0 +1,83 @@
+"""What an executor does for `asyncio`."""
+
+from __future__ import annotations
+
+import concurrent.futures as std
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from taskfarm.futures._arguments import check_sizes
+from taskfarm.futures._future import set_soon
+from taskfarm.futures._mapping import MapMethods
+from taskfarm.futures._maps import MapJob
+from taskfarm.futures._nested import NestedExecutor
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["AsyncMethods"]
+
+T = TypeVar("T")
+
+
+class AsyncMethods(MapMethods):
+    """An executor, as far as event loops are concerned."""
+
+    submit: Callable[..., std.Future[Any]]
+    _nested: NestedExecutor | None
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _new_map(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        star: bool,
+        chunksize: int | None,
+        buffersize: int | None,
+    ) -> MapJob:
+        raise NotImplementedError
+
+    def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
+        """As `submit`, but return a future that can be awaited; in a running event loop."""
+        import asyncio  # 20 ms, which every rank of every job would pay
+
+        return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+
+    async def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> AsyncIterator[T]:
+        """As `map`, for ``async for``; the event loop runs while results are waited for."""
+        import asyncio
+
+        self._check_open()
+        if self._nested is not None:
+            for item in zip(*iterables, strict=False):
+                yield await self.asubmit(fn, *item)
+            return
+        star = len(iterables) != 1
+        items = zip(*iterables, strict=False) if star else iterables[0]
+        check_sizes(chunksize, buffersize)
+        job = self._new_map(fn, items, star, chunksize, buffersize)
+        loop = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+        job.on_arrival = lambda: set_soon(loop, arrived)
+        try:
+            while True:
+                arrived.clear()
+                results = job.take_results(job.in_order)
+                if results is not None:
+                    for result in results:
+                        yield result
+                    job.on_consumed(len(results))
+                elif job.has_ended():
+                    return
+                else:
+                    await arrived.wait()
+        finally:
+            job.end()

@@ -1,0 +1,313 @@
+"""A file in which results are kept, so that a program that is started again computes only what is missing.
+
+Theory of operation. A journal is a SQLite file (write-ahead log, so what was committed survives the death of every
+process, and a loss of power at most costs the last moments). A *function* is known by its name and a fingerprint of
+its code; an *item* by a digest of its pickle, or of what ``key=`` makes of it. Results that arrive together are one row
+(*batch*), pickled as they came; batches within 50 ms are one transaction. A row per item says where its result is.
+
+Of the items only their digests are held in memory, some 100 bytes each; results are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sqlite3
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from taskfarm.errors import TaskfarmError
+from taskfarm.futures._fingerprint import fingerprint, name_of
+from taskfarm.runtime.results import ReplyOption, Results
+from taskfarm.wire.codec import pack
+from taskfarm.wire.frames import Buffer
+
+__all__ = ["Chapter", "Journal", "JournalError"]
+
+_APPLICATION = 0x74466A31  # "tFj1": the journal's form is part of it
+_SCHEMA = """
+CREATE TABLE function (id INTEGER PRIMARY KEY, name TEXT NOT NULL, fingerprint BLOB NOT NULL);
+CREATE TABLE batch (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE item (function INTEGER NOT NULL, key BLOB NOT NULL, batch INTEGER NOT NULL, position INTEGER NOT NULL,
+    PRIMARY KEY (function, key)) WITHOUT ROWID;
+"""
+_CHECKPOINT_PAGES = 16384  # 64 MB; each checkpoint waits for the disk
+COMMIT_S = 0.05  # results that follow one another as fast are committed together: a commit takes 0.1 ms of CPU
+COMMIT_BYTES = 8 << 20
+_TAKEN = object()
+_HEAD = struct.Struct("<II")
+_LENGTH = struct.Struct("<Q")
+
+
+class JournalError(TaskfarmError):
+    """A journal cannot be used: it is damaged, or something else, or the disk is full, or a function has changed."""
+
+
+class Journal:
+    """An open journal; any thread may use it.
+
+    Parameters
+    ----------
+    path : str or path
+        The file. It is made if it is not there.
+
+    Raises
+    ------
+    JournalError
+        If it cannot be used; it has not been changed then.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._lock = threading.Lock()
+        self._chapters: dict[int, Chapter] = {}
+        self._pending: list[tuple[int, Sequence[tuple[bytes, int]], bytes]] = []
+        self._pending_bytes = 0
+        self._committed_at = -math.inf
+        self._thread: threading.Thread | None = None
+        self._has_pending = threading.Event()
+        self._is_closed = False
+        self._next_batch = 1
+        self._error: JournalError | None = None
+        try:
+            self._db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as exc:
+            raise JournalError(f"journal {self.path!r} cannot be opened: {exc}") from exc
+        try:
+            self._open()
+        except sqlite3.Error as exc:
+            self._db.close()
+            raise self._explained(exc) from exc
+        except JournalError:
+            self._db.close()
+            raise
+
+    def _open(self) -> None:
+        [application] = self._db.execute("PRAGMA application_id").fetchone()
+        [n_tables] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != _APPLICATION and (application or n_tables):
+            raise JournalError(f"journal {self.path!r} is a database of something else; give another file")
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one job at a time; works without shared memory, too
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        if application == _APPLICATION:
+            [verdict] = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise JournalError(f"journal {self.path!r} is damaged ({verdict}); move it away to begin anew")
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("COMMIT")
+            [last] = self._db.execute("SELECT max(id) FROM batch").fetchone()
+            self._next_batch = (last or 0) + 1
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
+        self._db.execute("COMMIT")
+
+    def _explained(self, exc: sqlite3.Error) -> JournalError:
+        text = str(exc)
+        if "locked" in text:
+            return JournalError(f"journal {self.path!r} is in use by another process")
+        if "full" in text:
+            return JournalError(
+                f"journal {self.path!r}: no space is left ({text}); what it has is safe, free some space"
+            )
+        if "not a database" in text or "malformed" in text:
+            return JournalError(
+                f"journal {self.path!r} is no journal, or is damaged ({text}); nothing was changed, give another file"
+            )
+        return JournalError(f"journal {self.path!r}: {text}")
+
+    def chapter(self, fn: Any) -> Chapter:
+        """Return what the journal has of the results of `fn`.
+
+        Raises
+        ------
+        JournalError
+            If it has results of a function of this name with other code.
+        """
+        name, mark = name_of(fn), fingerprint(fn)
+        with self._lock, self._errors():
+            rows = self._db.execute("SELECT id, fingerprint FROM function WHERE name = ?", (name,)).fetchall()
+            numbers = [number for number, other in rows if other == mark]
+            if not numbers and rows and "<" not in name:  # lambdas and local functions share names
+                raise JournalError(
+                    f"journal {self.path!r} has results of {name}, whose code, defaults or bound arguments have "
+                    "changed since: give another file, or undo the change"
+                )
+            if not numbers:
+                cursor = self._db.execute("INSERT INTO function (name, fingerprint) VALUES (?, ?)", (name, mark))
+                numbers = [int(cursor.lastrowid or 0)]
+            if numbers[0] not in self._chapters:
+                keys = self._db.execute("SELECT key FROM item WHERE function = ?", (numbers[0],))
+                self._chapters[numbers[0]] = Chapter(self, numbers[0], {key for (key,) in keys})
+            return self._chapters[numbers[0]]
+
+    def write(self, function: int, keys: Sequence[tuple[bytes, int]], blob: bytes) -> None:
+        """Keep a batch: `keys` has the items, each with its position among the results in `blob`.
+
+        It is committed at once, or with others within `COMMIT_S`. What a later commit raises is raised by the next
+        method that is called.
+        """
+        with self._lock:
+            self._raise_error()
+            self._pending.append((function, keys, blob))
+            self._pending_bytes += len(blob) + len(keys)
+            if time.monotonic() - self._committed_at >= COMMIT_S or self._pending_bytes >= COMMIT_BYTES:
+                self._commit()
+                self._raise_error()
+            elif self._thread is None:
+                self._thread = threading.Thread(target=self._commit_late, name="taskfarm journal", daemon=True)
+                self._thread.start()
+            self._has_pending.set()
+
+    def _commit_late(self) -> None:
+        while True:
+            self._has_pending.wait()
+            time.sleep(COMMIT_S)
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._has_pending.clear()
+                self._commit()
+
+    def _commit(self) -> None:
+        """Write what waits for it, in one transaction; with the lock held."""
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        self._committed_at = time.monotonic()
+        if not pending or self._error is not None:
+            return
+        db = self._db
+        try:
+            db.execute("BEGIN")
+            batches = list(enumerate((blob for _, _, blob in pending), self._next_batch))
+            db.executemany("INSERT INTO batch VALUES (?, ?)", batches)
+            items = (
+                (function, key, number, position)
+                for number, (function, keys, _) in enumerate(pending, self._next_batch)
+                for key, position in keys
+            )
+            db.executemany("INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?)", items)
+            db.execute("COMMIT")
+            self._next_batch += len(pending)
+        except sqlite3.Error as exc:
+            self._error = self._explained(exc)
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def read(self, function: int, key: bytes) -> tuple[int, int]:
+        """Return the batch in which an item's result is, and its position there."""
+        with self._lock, self._errors():
+            if self._pending:
+                self._commit()
+                self._raise_error()
+            row = self._db.execute(
+                "SELECT batch, position FROM item WHERE function = ? AND key = ?", (function, key)
+            ).fetchone()
+        return int(row[0]), int(row[1])
+
+    def read_batch(self, number: int) -> bytes:
+        """Return a batch."""
+        with self._lock, self._errors():
+            [blob] = self._db.execute("SELECT body FROM batch WHERE id = ?", (number,)).fetchone()
+        data: bytes = blob
+        return data
+
+    @contextlib.contextmanager
+    def _errors(self) -> Any:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise self._explained(exc) from exc
+
+    def close(self) -> None:
+        """Close the file; what was written is kept. May be repeated.
+
+        Raises
+        ------
+        JournalError
+            If something could not be.
+        """
+        with self._lock, self._errors():
+            self._commit()
+            self._is_closed = True
+            self._has_pending.set()
+            self._db.close()
+            self._raise_error()
+
+
+class Chapter:
+    """Results of one function.
+
+    Attributes
+    ----------
+    keys : set of bytes
+        The items whose results are there.
+    """
+
+    def __init__(self, journal: Journal, number: int, keys: set[bytes]) -> None:
+        self._journal = journal
+        self._number = number
+        self._last: tuple[int, list[Any]] = (0, [])
+        self.keys = keys
+
+    def put(self, keys: Sequence[bytes], results: Results) -> None:
+        """Keep the results of a batch, for items with these `keys`."""
+        _, failures = results.read("map")
+        good = [(key, position) for position, key in enumerate(keys) if position not in failures]
+        if good:
+            self._journal.write(self._number, good, _join(results))
+            self.keys.update(key for key, _ in good)
+
+    def put_one(self, key: bytes, value: object) -> None:
+        """Keep one result."""
+        packed = pack(value)
+        self._journal.write(self._number, [(key, 0)], _join(Results(1, *packed, ReplyOption.VALUE)))
+        self.keys.add(key)
+
+    def get(self, key: bytes) -> Any:
+        """Return the result of an item that is in `keys`.
+
+        Raises
+        ------
+        JournalError
+            If it cannot be loaded.
+        """
+        number, position = self._journal.read(self._number, key)
+        if self._last[0] != number or self._last[1][position] is _TAKEN:  # neighbours mostly come one after the other
+            values, failures = _split(self._journal.read_batch(number)).read("the journal")
+            if position in failures:
+                raise JournalError(
+                    f"journal {self._journal.path!r}: a result cannot be loaded: {failures[position]!r}"
+                ) from failures[position]
+            self._last = number, values
+        value, self._last[1][position] = self._last[1][position], _TAKEN  # the caller may change what it gets
+        return value
+
+
+def _join(results: Results) -> bytes:
+    parts: list[Buffer] = [_HEAD.pack(results.form, results.n)]
+    for part in (results.body, *results.buffers):
+        parts += [_LENGTH.pack(len(part)), part]
+    return b"".join(parts)
+
+
+def _split(blob: bytes) -> Results:
+    form, n = _HEAD.unpack_from(blob)
+    view = memoryview(blob)[_HEAD.size :]
+    parts: list[Buffer] = []
+    while len(view):
+        end = _LENGTH.size + _LENGTH.unpack_from(view)[0]
+        parts.append(bytearray(view[_LENGTH.size : end]))  # an array in it is to be writable
+        view = view[end:]
+    return Results(n, parts[0], parts[1:], form)
