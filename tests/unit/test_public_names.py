@@ -18,6 +18,7 @@ TASKFARM = [
     "RankFailure",
     "RemoteError",
     "Shared",
+    "TaskTimeoutError",
     "TaskfarmError",
     "UsageError",
     "WorkerLostError",
@@ -41,6 +42,7 @@ FUTURES = [
     "FIRST_EXCEPTION",
     "Future",
     "InvalidStateError",
+    "JournalError",
     "MPICommExecutor",
     "MPIPoolExecutor",
     "Pool",
@@ -163,7 +165,7 @@ SIGNATURES = {
     "taskfarm.objects:call": "(fn, /, *args, **kwargs)",
     "taskfarm.objects:call_all": "(fn, /, *args, **kwargs)",
     "taskfarm.vm:MPI": (
-        "(debug=0, startupDir=None, translateStartupDir=True, mirrorMap=None, persistentStorage=False)"
+        "(debug=0, startupDir=None, translateStartupDir=True, mirrorMap=None, persistentStorage=False, isolate=False)"
     ),
     "taskfarm.vm:MPI.spawnFunction": (
         "(self, function, args=(), kwargs={}, count=None, targetList=None, sendBack=True)"

@@ -29,6 +29,7 @@ _LEAST = 5
 _VERY_FEW = 3  # where a peer takes 20 s for a sample
 _LEAST_TASKS = 200  # of a sample, for peers that take milliseconds for one
 _NO_GROWTH = Target(4.0, "")  # MB; a pointer kept for each of 10^6 tasks would be 8
+_JOURNALED = 10_000  # items of a map
 _TASK_S = 1e-3  # tasks of the scaling rows that compute
 
 _SIZES = (("1MB", MB), ("8MB", 8 * MB), ("64MB", 64 * MB), ("512MB", 512 * MB))
@@ -60,6 +61,17 @@ def _tasks() -> Iterator[Row]:
 
 
 def _executor() -> Iterator[Row]:
+    target = Target(1.0, "without", plus=20.0)
+    yield Row(
+        "journal",
+        "a map of empty tasks that keeps a journal",
+        [3],
+        US,
+        executor.journaled,
+        target,
+        _LEAST,
+        least=_JOURNALED,
+    )
     target = Target(15.0, "mpi4py.futures", at_least=True)
     yield Row(
         "executor_submit",
@@ -167,6 +179,12 @@ def _launching() -> Iterator[Row]:
     target = Target(1.3, plus=0.1)
     yield Row("startup", first_line, [4], _SECONDS, launching.first_line, target, _FEW, launches=True)
     yield Row("startup_call", first_call, [4], _SECONDS, launching.first_session, None, _FEW, launches=True)
+    one = "an empty task in a process of its own, there and back, against one in the rank"
+    target = Target(1.0, launching.IN_THE_RANK, plus=30.0)
+    yield Row("isolated", one, [2], US, partial(launching.isolated, 0), target, _FEW, launches=True)
+    one = "the same with an array of 64 MB as argument and result"
+    target = Target(1.5, launching.IN_THE_RANK)
+    yield Row("isolated_64MB", one, [2], MS, partial(launching.isolated, 64 * MB), target, _LEAST, launches=True)
     target = Target(0.7, "3 ranks", at_least=True)
     yield Row("crowd", crowd, [8], _CROWD_RATE, launching.crowded_rate, target, _FEW, launches=True)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -13,7 +16,16 @@ from taskfarm.bench.functions import noop, same, timed
 from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 from taskfarm.bench.works import MAP, NOOP, NOOPS, new_array
 
-__all__ = ["echo", "mapped", "one_by_one_map", "submitted", "there_and_back", "two_ranks", "uneven"]
+__all__ = [
+    "echo",
+    "journaled",
+    "mapped",
+    "one_by_one_map",
+    "submitted",
+    "there_and_back",
+    "two_ranks",
+    "uneven",
+]
 
 _MEAN_S, _SIGMA = 1e-3, 2.0  # of the logarithm: one task in a hundred takes a hundred times the median
 _N_UNEVEN = 2000
@@ -56,6 +68,21 @@ def mapped(setting: Setting) -> Contenders:
             pass
 
     return {OURS: _with_executor(work, setting), **peers.contenders(setting, MAP)}
+
+
+def journaled(setting: Setting) -> Contenders:
+    """Return the row for a map whose results are kept in a journal, against one without; all items are new to it."""
+    folder = setting.cleanup.enter_context(tempfile.TemporaryDirectory())
+    items = itertools.count()
+
+    def seconds(journal: str | None) -> Callable[[int], float]:
+        def work(executor: Executor, n: int) -> None:
+            for _ in executor.map(noop, itertools.islice(items, n), journal=journal):
+                pass
+
+        return _with_executor(work, setting)
+
+    return {OURS: seconds(os.path.join(folder, "journal.db")), "without": seconds(None)}
 
 
 def there_and_back(setting: Setting) -> Contenders:

@@ -17,13 +17,16 @@ from taskfarm.bench.launcher import end_job, run_words
 from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 from taskfarm.runtime.launch import LaunchPlan, Situation, plan_launch
 
-__all__ = ["crowded_rate", "first_line", "first_session"]
+__all__ = ["crowded_rate", "first_line", "first_session", "isolated"]
 
 _JOB_S = 120.0  # these jobs take about a second
 _CROWD_CORES = 2
 _FEW_RANKS = 3
 _CROWD_SAMPLE_S = 0.5  # of tasks, in a job of their own
 _CROWD_SAMPLE_QUICK_S = 0.2
+_ISOLATED_SAMPLE_S = 1.0
+_ISOLATED_SAMPLE_QUICK_S = 0.3
+IN_THE_RANK = "in the rank"
 
 # Each rank prints when its line is reached. One write per rank, so that lines do not mix.
 _PRINT_TIME = "import os, time; os.write(1, b'at %.6f\\n' % time.time())\n"
@@ -87,6 +90,18 @@ def crowded_rate(setting: Setting) -> Contenders:
         return lambda _: float(_output(command, {}, cpus).split()[-1])
 
     return {OURS: rate(setting.n_ranks), f"{_FEW_RANKS} ranks": rate(_FEW_RANKS)}
+
+
+def isolated(size_bytes: int, setting: Setting) -> Contenders:
+    """Return the row for a task in a process of its own, against one in the rank: empty, or with an array."""
+    sample_s = _ISOLATED_SAMPLE_QUICK_S if setting.quick else _ISOLATED_SAMPLE_S
+
+    def seconds(is_isolated: bool) -> Callable[[int], float]:
+        program = ["-m", "taskfarm.bench.isolated", str(int(is_isolated)), str(sample_s), str(size_bytes)]
+        command = run_words(setting.n_ranks, setting.mpiexec, program)
+        return lambda n: n * float(_output(command, {}).split()[-1])
+
+    return {OURS: seconds(True), IN_THE_RANK: seconds(False)}
 
 
 def _output(command: Sequence[str], added: Mapping[str, str], cpus: Sequence[int] = ()) -> str:
