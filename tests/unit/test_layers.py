@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"scheduling", "transport"},
     {"runtime"},
     {"objects", "vm", "futures", "sharing"},
-    {"compat", "trace", "testing", "bench"},
+    {"compat", "trace", "doctor", "testing", "bench"},
     {"cli"},
     {"__main__"},
 ]
