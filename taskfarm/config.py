@@ -5,6 +5,7 @@ Nothing is read at import: a session calls `Config.from_environment` once, when 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,7 +16,9 @@ from taskfarm.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-__all__ = ["Config", "OnError", "Receive", "parse_tag"]
+__all__ = ["LOG_LEVELS", "Config", "OnError", "Receive", "parse_tag"]
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class _Choice(Enum):
@@ -97,6 +100,14 @@ class Config:
         ever.
     isolate : bool
         ``TASKFARM_ISOLATE``: 1 has tasks of `taskfarm.vm` and of executors run in a process of their own per worker.
+    trace : str
+        ``TASKFARM_TRACE``: file into which rank 0 writes a trace of all ranks; empty for none.
+    log : str
+        ``TASKFARM_LOG``: level from which on log records are written to standard error, rank and host first.
+    forward_logs : bool
+        ``TASKFARM_FORWARD_LOGS``: 1 sends the log records of workers to rank 0.
+    watch : str
+        ``TASKFARM_WATCH``: terminal on which rank 0 shows how far the farm is; empty for none.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -113,6 +124,10 @@ class Config:
     heartbeat_s: float = 30.0
     hang_s: float | None = None
     isolate: bool = False
+    trace: str = ""
+    log: str = ""
+    forward_logs: bool = False
+    watch: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -142,6 +157,10 @@ class Config:
             heartbeat_s=_seconds(environ, "TASKFARM_HEARTBEAT_S", default.heartbeat_s),
             hang_s=_seconds(environ, "TASKFARM_HANG_S", 0.0) or None,
             isolate=_flag(environ, "TASKFARM_ISOLATE", default.isolate),
+            trace=os.path.abspath(environ["TASKFARM_TRACE"]) if environ.get("TASKFARM_TRACE") else default.trace,
+            log=_level(environ, "TASKFARM_LOG"),
+            watch=environ.get("TASKFARM_WATCH") or default.watch,
+            forward_logs=_flag(environ, "TASKFARM_FORWARD_LOGS", default.forward_logs),
         )
 
 
@@ -165,6 +184,13 @@ def _flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
     if text not in ("0", "1"):
         raise UsageError(f"{name}={text!r} is neither 0 nor 1")
     return text == "1"
+
+
+def _level(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name) or ""
+    if text and text.upper() not in LOG_LEVELS:
+        raise UsageError(f"{name}={text!r} is not one of {', '.join(LOG_LEVELS)}")
+    return text.upper()
 
 
 def _count(environ: Mapping[str, str], name: str) -> int | None:

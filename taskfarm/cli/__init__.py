@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     program: list[str] = []
-    if arguments[:1] == ["run"]:
-        options, program = split_program(arguments[1:])
-        arguments = ["run", *options]
+    n_words = {"run": 1, "script": 2}.get(arguments[0] if arguments else "", 0)
+    if n_words:  # behind "run", and behind "script" and the batch system
+        options, program = split_program(arguments[n_words:])
+        arguments = [*arguments[:n_words], *options]
     chosen = new_parser().parse_args(arguments)
     try:
         if chosen.command == "run":
@@ -48,6 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             from taskfarm.cli import bench
 
             return bench.execute(chosen)
+        if chosen.command == "doctor":
+            from taskfarm.cli import doctor
+
+            return doctor.execute(chosen)
+        if chosen.command == "script":
+            from taskfarm.cli import script
+
+            return script.execute(chosen, program)
+        if chosen.command == "trace":
+            from taskfarm.cli import trace
+
+            return trace.execute(chosen)
         from taskfarm.cli import info
 
         return info.execute(chosen)

@@ -7,10 +7,17 @@ import os
 from collections.abc import Sequence
 
 from taskfarm.compat import STAND_INS
+from taskfarm.config import LOG_LEVELS
 
-__all__ = ["new_parser", "split_program"]
+SYSTEMS = ("slurm", "pbs", "lsf")  # batch systems for which there are templates
 
-_OPTIONS_WITH_VALUE = ("-n", "-np", "--ranks", "--mpiexec", "--replace", "--tag")
+__all__ = ["SYSTEMS", "new_parser", "split_program"]
+
+_OPTIONS_WITH_VALUE = (
+    "-n", "-np", "--ranks", "--mpiexec", "--replace", "--tag", "--trace", "--log", "--connection-file",
+    "-N", "--nodes", "-c", "--cores", "-t", "--time", "-q", "--queue", "-A", "--account", "--module", "--venv",
+    "--name", "--requeue",
+)  # fmt: skip
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -20,11 +27,29 @@ def new_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    _add_run(commands)
+    info = commands.add_parser(
+        "info",
+        help="print versions, MPI library, launcher, hosts and cores",
+        description="Print versions, MPI library, thread level, the launcher that `taskfarm run` would use, hosts and "
+        "cores.",
+        allow_abbrev=False,
+    )
+    _add_launch_options(info, "launch N ranks and look at them, too")
+    _add_bench(commands)
+    _add_trace(commands)
+    _add_doctor(commands)
+    _add_script(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = commands.add_parser(
         "run",
         help="run a Python script or module on many ranks",
         usage="taskfarm run [-n N] [--mpiexec CMD] [--replace NAME]... [--tag TAG=RANKS]... [--survive] [--isolate] "
-        "[--dry-run] [-v] (script.py | -m module) [args ...]",
+        "[--trace FILE] [--watch] [--log LEVEL] [--forward-logs] [--tag-output] [--dry-run] [-v] "
+        "(script.py | -m module) [args ...]",
         description="Run a Python program on every one of N ranks, with the launcher that fits the MPI library which "
         "mpi4py loads. The exit status is the program's. Inside a job that mpiexec or srun has started already, run "
         "the program on this rank.",
@@ -55,18 +80,78 @@ def new_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run tasks of taskfarm.vm and of executors in a process of their own per worker, which may die",
     )
+    run.add_argument("--trace", metavar="FILE.json", help="write there when each rank did what; see `taskfarm trace`")
+    run.add_argument("--ipython", action="store_true", help="instead of a program, start an IPython kernel on rank 0")
+    run.add_argument("--connection-file", metavar="FILE", help="where that kernel writes how clients reach it")
+    run.add_argument("--watch", action="store_true", help="show on the terminal how far the farm is")
+    run.add_argument(
+        "--log", metavar="LEVEL", choices=[*LOG_LEVELS, *map(str.lower, LOG_LEVELS)],
+        help="write what is logged from this level on to standard error, rank and host first: " + ", ".join(LOG_LEVELS),
+    )  # fmt: skip
+    run.add_argument("--forward-logs", action="store_true", help="send the log records of workers to rank 0")
+    run.add_argument("--tag-output", action="store_true", help="have the launcher put the rank before each line")
     run.add_argument("--dry-run", "--print-command", action="store_true", help="print the command and exit")
     run.add_argument("-v", "--verbose", action="store_true", help="print the command to stderr, then run it")
-    info = commands.add_parser(
-        "info",
-        help="print versions, MPI library, launcher, hosts and cores",
-        description="Print versions, MPI library, thread level, the launcher that `taskfarm run` would use, hosts and "
-        "cores.",
+
+
+def _add_script(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    script = commands.add_parser(
+        "script",
+        help="print a batch script for Slurm, PBS or LSF",
+        usage="taskfarm script {slurm,pbs,lsf} -n RANKS [-N HOSTS] [options] (script.py | -m module) [args ...]",
+        description="Print a batch script that runs a program as `taskfarm run` does. Read it before you submit it: "
+        "clusters differ.",
         allow_abbrev=False,
     )
-    _add_launch_options(info, "launch N ranks and look at them, too")
-    _add_bench(commands)
-    return parser
+    script.add_argument("system", choices=SYSTEMS)
+    add = script.add_argument
+    add(
+        "-n", "-np", "--ranks", type=_n_ranks, required=True, metavar="N", help="number of ranks, on all hosts together"
+    )
+    add("-N", "--nodes", type=_n_ranks, default=1, metavar="N", help="number of hosts (default: 1)")
+    add("-c", "--cores", type=_n_ranks, default=1, metavar="N", help="cores per rank (default: 1)")
+    add("-t", "--time", default="01:00:00", metavar="HH:MM:SS", help="time limit (default: one hour)")
+    add("-q", "--queue", metavar="NAME", help="queue; of Slurm, the partition")
+    add("-A", "--account", metavar="NAME", help="account, project")
+    add("--module", action="append", default=[], metavar="NAME", help="module to load; may be repeated")
+    add("--venv", metavar="FOLDER", help="virtual environment to activate")
+    add("--name", metavar="NAME", help="of the job (default: the program's)")
+    add("--trace", metavar="FILE.json", help="as of `run`")
+    add("--requeue", type=_n_ranks, default=0, metavar="N", help="start the job again after a failure, up to N times")
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out why jobs do not start, or run badly",
+        description="Look at library, launcher, shared memory, threads and batch system, run a small job, and say what "
+        "is wrong and what to do. The exit status is 1 if jobs cannot run.",
+        allow_abbrev=False,
+    )
+    _add_launch_options(doctor, "ranks of the job that is run (default: 2; in a Slurm job its number of tasks)")
+    doctor.add_argument("--limit", type=_seconds, default=60.0, metavar="SECONDS", help="for that job (default: 60)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trace = commands.add_parser(
+        "trace",
+        help="summarise what `taskfarm run --trace` has written, or draw it",
+        description="Print what a trace says: utilisation of ranks and hosts, the longest tasks, imbalance, time lost "
+        "to waiting, transfers, failures. The file itself opens in https://ui.perfetto.dev.",
+        allow_abbrev=False,
+    )
+    trace.add_argument("file", metavar="FILE.json", help="the trace")
+    trace.add_argument("--plot", metavar="FILE.png", help="draw the ranks over time (needs matplotlib)")
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from types import FrameType
 
 from taskfarm.bench import jobs
 from taskfarm.bench.measure import Row
 from taskfarm.bench.rows import all_rows
 from taskfarm.bench.table import format_tables
+from taskfarm.cli._files import output_path
 from taskfarm.errors import UsageError
 from taskfarm.runtime.surroundings import expected_world_size, usable_cores
 
@@ -41,7 +41,8 @@ def execute(options: argparse.Namespace) -> int:
     if expected_world_size(os.environ) is not None:
         raise UsageError("it starts jobs of its own; call it without a launcher")
     rows = jobs.chosen_rows(options.only, options.ranks or (), usable_cores())
-    json_path, plot_path = _output("--json", options.json), _output("--plot", options.plot)
+    json_path = None if options.json is None else output_path("--json", options.json)
+    plot_path = None if options.plot is None else output_path("--plot", options.plot)
     if plot_path is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; install it with: pip install 'taskfarm[bench]'")
     with _ending_jobs():
@@ -74,22 +75,6 @@ def _ending_jobs() -> Iterator[None]:
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
-
-
-def _output(option: str, name: str | None) -> Path | None:
-    """Return the path of a file that can be written, by having opened it; one that is there keeps what it holds."""
-    if name is None:
-        return None
-    path = Path(name)
-    is_new = not path.exists()
-    try:
-        with path.open("a"):
-            pass
-        if is_new:
-            path.unlink()
-    except OSError as exc:
-        raise UsageError(f"{option} {path}: cannot be written ({exc.strerror})") from exc
-    return path
 
 
 def _listing(rows: Sequence[Row]) -> str:

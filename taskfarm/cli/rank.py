@@ -1,4 +1,4 @@
-"""The program of every rank: ``python -m taskfarm.cli.rank [options] (script.py | -m module) [args ...]``.
+"""The program of every rank: ``python -m taskfarm.cli.rank [OPTION]... (script.py | -m module) [args ...]``.
 
 It gets control before anything imports mpi4py. All ranks run the same program; workers part from rank 0 inside it,
 where it imports or calls a face of taskfarm.
@@ -8,48 +8,40 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from taskfarm import compat
 from taskfarm.errors import UsageError
 from taskfarm.runtime import boot
 
-__all__ = ["run_on_this_rank", "set_tags"]
+__all__ = ["run_on_this_rank"]
 
 
 def main(words: Sequence[str]) -> NoReturn:
     """Read the command line that ``taskfarm run`` wrote, and run it."""
     replaced: list[str] = []
+    settings: dict[str, str] = {}
     rest = list(words)
-    if rest[:1] == ["--survive"]:
-        del rest[0]
-        _supervise()
-    isolated = rest[:1] == ["--isolate"]
-    del rest[:isolated]
-    while rest[:1] == ["--replace"] and len(rest) > 1:
-        replaced.append(rest[1])
+    survive = rest[:1] == ["--survive"]
+    del rest[:survive]
+    while rest[:1] in (["--replace"], ["--set"]) and len(rest) > 1:
+        if rest[0] == "--replace":
+            replaced.append(rest[1])
+        else:
+            name, _, settings[name] = rest[1].partition("=")
         del rest[:2]
-    tags: list[str] = []
-    while rest[:1] == ["--tag"] and len(rest) > 1:
-        tags.append(rest[1])
-        del rest[:2]
-    set_tags(tags)
     if not rest or rest == ["-m"]:
         raise SystemExit(
-            "usage: python -m taskfarm.cli.rank [--survive] [--isolate] [--replace NAME]... [--tag TAG=RANKS]... "
+            "usage: python -m taskfarm.cli.rank [--survive] [--replace NAME]... [--set NAME=VALUE]... "
             "(script.py | -m module) [args ...]"
         )
-    run_on_this_rank(replaced, rest, isolated=isolated)
+    run_on_this_rank(replaced, rest, settings, survive=survive)
 
 
-def set_tags(tags: Sequence[str]) -> None:
-    """Add what ``--tag`` says of ranks to what the environment says; launchers do not pass variables to all hosts."""
-    if tags:
-        os.environ["TASKFARM_RANK_TAGS"] = ";".join([*filter(None, [os.environ.get("TASKFARM_RANK_TAGS")]), *tags])
-
-
-def run_on_this_rank(replaced: Sequence[str], program: Sequence[str], *, isolated: bool = False) -> NoReturn:
+def run_on_this_rank(
+    replaced: Sequence[str], program: Sequence[str], settings: Mapping[str, str], *, survive: bool = False
+) -> NoReturn:
     """Install the stand-ins, run the program as the interpreter would, and end the session with its status.
 
     Parameters
@@ -58,10 +50,19 @@ def run_on_this_rank(replaced: Sequence[str], program: Sequence[str], *, isolate
         Names for `taskfarm.compat.install`.
     program : sequence of str
         ``[script, args...]`` or ``["-m", module, args...]``.
-    isolated : bool
-        Whether tasks run in processes of their own, which have to be prepared before anything starts MPI.
+    settings : mapping of str to str
+        Variables for this rank's environment, which not every launcher passes on to all hosts.
+    survive : bool
+        Whether this rank has a supervisor.
     """
-    if isolated:
+    os.environ.update(settings)
+    if survive:
+        _supervise()
+    if "TASKFARM_LOG" in settings:
+        from taskfarm.runtime.logs import show_as_asked  # not needed otherwise
+
+        show_as_asked()
+    if settings.get("TASKFARM_ISOLATE") == "1":
         _isolate()
     try:
         compat.install(*replaced)
@@ -99,7 +100,7 @@ def _supervise() -> None:
 
 
 def _isolate() -> None:
-    os.environ["TASKFARM_ISOLATE"] = "1"
+    """Prepare task children, before anything starts MPI."""
     from taskfarm.runtime.isolation import isolate
     from taskfarm.runtime.session import current
 

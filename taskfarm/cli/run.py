@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 
 from taskfarm import compat
+from taskfarm.cli._files import output_path
 from taskfarm.config import parse_tag
 from taskfarm.errors import UsageError
 from taskfarm.runtime.launch import (
@@ -33,6 +35,8 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     UsageError
         With the argument, its value and the cure.
     """
+    if options.ipython:
+        program = _kernel_program(options.connection_file, program)
     if not program or program == ["-m"]:
         raise UsageError("nothing to run: give a script, or -m and a module (see taskfarm run --help)")
     for name in options.replace:
@@ -41,24 +45,51 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     for text in options.tag:
         parse_tag(text, "--tag")
     if not options.dry_run and _is_rank_already(options.ranks):
-        from taskfarm.cli.rank import run_on_this_rank, set_tags  # not needed by the launching process
-
-        set_tags(options.tag)
+        from taskfarm.cli.rank import run_on_this_rank  # not needed by the launching process
 
         _refuse_wrong_launcher()
-        run_on_this_rank(options.replace, program, isolated=options.isolate)
+        run_on_this_rank(options.replace, program, _settings(options), survive=options.survive)
     _check_program(program, options.replace)
+    settings = [word for item in _settings(options).items() for word in ("--set", "=".join(item))]
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
-    flags = [f"--{name}" for name in ("survive", "isolate") if getattr(options, name)]
-    tags = [word for text in options.tag for word in ("--tag", text)]
-    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *flags, *stand_ins, *tags, *program]
-    plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here())
+    survive = ["--survive"] if options.survive else []
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *settings, *program]
+    plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here(), tag_output=options.tag_output)
     if options.dry_run:
         print(plan.shell_line())
         return 0
     if options.verbose:
         print(f"taskfarm run: {plan.shell_line()}", file=sys.stderr)
     return execute_plan(plan)
+
+
+def _kernel_program(connection_file: str | None, program: Sequence[str]) -> list[str]:
+    """Return the program that starts an IPython kernel on rank 0."""
+    if program:
+        raise UsageError(f"--ipython takes the place of a program; leave {program[0]!r} out")
+    if find_spec("ipykernel") is None:
+        raise UsageError("--ipython needs ipykernel; install it with: pip install 'taskfarm[ipython]'")
+    words = ["--kernel", os.path.abspath(connection_file)] if connection_file else []
+    return ["-m", "taskfarm.objects", *words]
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    """Return the variables that say on every rank what the options say here."""
+    settings = {}
+    if options.tag:
+        before = os.environ.get("TASKFARM_RANK_TAGS")
+        settings["TASKFARM_RANK_TAGS"] = ";".join([*filter(None, [before]), *options.tag])
+    if options.isolate:
+        settings["TASKFARM_ISOLATE"] = "1"
+    if options.trace is not None:
+        settings["TASKFARM_TRACE"] = str(output_path("--trace", options.trace).absolute())
+    if options.watch and sys.stderr.isatty():
+        settings["TASKFARM_WATCH"] = os.ttyname(sys.stderr.fileno())
+    if options.log is not None:
+        settings["TASKFARM_LOG"] = options.log.upper()
+    if options.forward_logs:
+        settings["TASKFARM_FORWARD_LOGS"] = "1"
+    return settings
 
 
 def execute_plan(plan: LaunchPlan) -> int:

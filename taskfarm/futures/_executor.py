@@ -32,6 +32,7 @@ from taskfarm.runtime.isolation import isolate as isolate_tasks
 from taskfarm.runtime.jobs import Initializer
 from taskfarm.runtime.session import Session, current
 from taskfarm.runtime.sharing import hold_until_done, sharing_of
+from taskfarm.runtime.sides import record
 from taskfarm.wire.codec import Packed, pack
 from taskfarm.wire.work import pack_work as pack_task
 
@@ -60,13 +61,14 @@ class Executor(AsyncMethods, std.Executor):
     blas_threads : int, optional
         Threads that numerical libraries may use in a task; by default the worker's share of its host's cores. 0 leaves
         them alone.
-
     isolate : bool, optional
         Run tasks in a process of their own per worker: one that dies costs the attempt of the task that it ran, and
         nothing else. To be asked for before MPI starts. By default as ``taskfarm run --isolate`` and
         ``TASKFARM_ISOLATE`` say, else no. It holds for all tasks of the job.
     journal : path, optional
         Keep the results of all tasks in this file, and do not run again what it has.
+    trace : str, optional
+        File into which a trace of all ranks is written when the session ends; see `taskfarm trace`.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Executor(AsyncMethods, std.Executor):
         blas_threads: int | None = None,
         isolate: bool | None = None,
         journal: str | os.PathLike[str] | None = None,
+        trace: str | None = None,
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
@@ -97,6 +100,8 @@ class Executor(AsyncMethods, std.Executor):
             raise TypeError("initializer must be a callable")
         if isolate and current().worker is None:
             isolate_tasks(current())
+        if trace is not None and current().worker is None:
+            record(current(), trace)
         self._part()
         self._broken: BaseException | None = None
         self._shutdown = False

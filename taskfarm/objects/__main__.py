@@ -1,7 +1,7 @@
 """``mpiexec -n N python -m taskfarm.objects [script.py args...]``: rank 0 runs the script, the others the loop.
 
 Without a script, rank 0 starts an IPython kernel to connect to, where ipykernel is installed, or else the plain
-interactive interpreter.
+interactive interpreter. ``--kernel FILE`` says where the kernel writes how it is reached.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ __all__: list[str] = []
 
 def main(words: Sequence[str]) -> int:
     """Run the command line on this rank; return its exit status."""
+    connection_file = words[1] if words[:1] == ["--kernel"] and len(words) == 2 else None
+    if connection_file is not None:
+        words = []
     if words and not os.path.exists(words[0]):
         return _no_script(words[0])
     # The script's folder is where its modules are: on every rank, or functions from them could not be unpickled.
@@ -34,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     _calls.launch_event_loop()
     if words:
         return boot.run_script(words[0], list(words[1:]), {"filename": words[0]}, keep_path=True)
-    return _interact()
+    return _interact(connection_file)
 
 
 def _no_script(path: str) -> int:
@@ -47,11 +50,11 @@ def _no_script(path: str) -> int:
     return 2
 
 
-def _interact() -> int:
+def _interact(connection_file: str | None) -> int:
     if importlib.util.find_spec("ipykernel") is not None:
-        from ipykernel.kernelapp import launch_new_instance
+        from taskfarm.objects import _kernel
 
-        launch_new_instance(argv=[])  # prints the connection file
+        _kernel.start(connection_file)
         return 0
     sys.path.insert(0, "")
     code.interact(local={"__name__": "__main__", "__doc__": None})

@@ -24,8 +24,18 @@ from taskfarm.scheduling.pacing import give_back_s
 from taskfarm.transport.base import Transport
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Buffer, Frame, Kind
+from taskfarm.wire.work import Work
 
-__all__ = ["ALL_RUN", "NOTHING_RUN", "BatchReport", "BatchRunner", "Progress", "encode_times", "read_report"]
+__all__ = [
+    "ALL_RUN",
+    "NOTHING_RUN",
+    "BatchReport",
+    "BatchRunner",
+    "Progress",
+    "call_task",
+    "encode_times",
+    "read_report",
+]
 
 _TIMES = Struct("<dd")
 NOTHING_RUN = -1  # position of an item: the batch is being unpickled
@@ -143,7 +153,7 @@ class BatchRunner:
             self._jobs[frame.a] = before
             return
         if not len(frame.body):
-            self._jobs[frame.a] = _Job(_call_task, b"", 0)
+            self._jobs[frame.a] = _Job(call_task, b"", 0)
             return
         is_initializer = frame.option & FunctionOption.INITIALIZER
         load = _load_and_initialize if is_initializer else unpack
@@ -224,8 +234,11 @@ class BatchRunner:
         """Run one task, from what `taskfarm.wire.work.pack_work` made."""
         if not len(body):  # it was cancelled when it was sent
             return None
-        fn, args, kwargs = unpack_work(body, buffers, self._registry, self._find_known)
+        fn, args, kwargs = self._load_task(body, buffers)
         return fn(*args, **kwargs)
+
+    def _load_task(self, body: Buffer, buffers: Sequence[Buffer]) -> Work:
+        return unpack_work(body, buffers, self._registry, self._find_known)
 
     def _find_known(self, number: int) -> Callable[..., Any]:
         job = self._jobs[number]
@@ -319,7 +332,8 @@ def _read_tasks(body: Buffer, buffers: Sequence[Buffer], with_buffers: bool, run
     return tasks
 
 
-def _call_task(task: _Task) -> Any:
+def call_task(task: _Task) -> Any:
+    """Run one task of a batch of tasks."""
     body, buffers, runner = task
     return runner.call_task(body, buffers)
 
@@ -327,4 +341,4 @@ def _call_task(task: _Task) -> Any:
 def _load_and_initialize(body: Buffer, buffers: Sequence[Buffer]) -> Callable[..., Any]:
     fn, args = unpack(body, buffers)
     fn(*args)
-    return _call_task
+    return call_task

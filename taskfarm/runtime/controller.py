@@ -11,19 +11,23 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from taskfarm.errors import ProtocolError, UsageError, WorkerLostError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime.caller import Caller
 from taskfarm.runtime.endpoint import TASK_ENDED, Endpoint, Surroundings
-from taskfarm.runtime.options import ResultWanted
+from taskfarm.runtime.options import LogOption, ResultWanted
 from taskfarm.runtime.runner import encode_failure, failure_of
 from taskfarm.scheduling.farm import Assignment, Farm
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.quiescence import Inquiry
 from taskfarm.transport.base import Transport
 from taskfarm.wire.codec import Packed
-from taskfarm.wire.frames import Frame, Kind
+from taskfarm.wire.frames import Buffer, Frame, Kind
+
+if TYPE_CHECKING:
+    from taskfarm.runtime.crew import Crew
 
 __all__ = ["Controller"]
 
@@ -60,6 +64,10 @@ class Controller(Endpoint):
         Called with the rank of a worker that died, and how.
     lost : dict of int to str
         How the workers died that did.
+    crew : Crew or None
+        Runs the items of executors, where there are any.
+    on_record : callable
+        Takes a worker's log record; called with its rank and the pickled record.
     """
 
     def __init__(self, transport: Transport, hosts: Mapping[int, str], surroundings: Surroundings) -> None:
@@ -67,7 +75,7 @@ class Controller(Endpoint):
         self.hosts = dict(hosts)
         self.tags: dict[int, frozenset[str]] = {}
         self.farm = Farm(hosts, [surroundings.host])
-        self.caller = Caller(self, sorted(hosts), surroundings, self._drain_for_call)
+        self.caller = self._new_caller(sorted(hosts))
         self._workers = sorted(hosts)
         self._inquiry = Inquiry(range(transport.size))
         self._byes: set[int] = set()
@@ -76,6 +84,8 @@ class Controller(Endpoint):
         self.lost: dict[int, str] = {}
         self._n_told: dict[int, int] = {}  # by worker: of how many losses it knows
         self._wanted: dict[int, int] = {}  # by task number, where workers may be lost: what the spawner wants of it
+        self.crew: Crew | None = None
+        self.on_record: Callable[[int, Buffer], None] = _drop_record
         self._handlers.update(
             {
                 Kind.DONE: self.on_done,
@@ -88,6 +98,9 @@ class Controller(Endpoint):
                 Kind.LOST: self.on_lost,
             }
         )
+
+    def _new_caller(self, workers: Sequence[int]) -> Caller:
+        return Caller(self, workers, self._surroundings, self._drain_for_call)
 
     @property
     def done_call(self) -> int:
@@ -110,7 +123,10 @@ class Controller(Endpoint):
         self._inquiry.on_answer(source, frame.a, self.read_status(frame.body))
 
     def on_log(self, source: int, frame: Frame) -> None:
-        """Print a worker's debug text."""
+        """Print a worker's debug text, or log its record."""
+        if frame.option == LogOption.RECORD:
+            self.on_record(source, frame.body)
+            return
         print(bytes(frame.body).decode(errors="replace"), flush=True)
 
     def on_bye(self, source: int, frame: Frame) -> None:
@@ -290,6 +306,7 @@ class Controller(Endpoint):
     def quit_workers(self, deadline: float) -> list[int]:
         """Tell every worker to leave its loop; return the ranks that have not by `deadline`."""
         self.caller.settle(deadline)  # calls on their way through the tree come before the end
+        logger.info("rank 0: sends %d workers away", len(self._workers))
         for rank in self._workers:
             self.transport.send(rank, Frame(Kind.QUIT, bool(self.lost)))
         deadline = max(deadline, time.monotonic() + QUIT_S)  # even if the calls have used up the time
@@ -304,6 +321,9 @@ class Controller(Endpoint):
 
 def _lost_tasks(names: Sequence[str]) -> str:
     return f"; it was running task {', '.join(names)}" if names else ""
+
+
+def _drop_record(source: int, body: Buffer) -> None: ...
 
 
 def _names(tasks: Sequence[tuple[int, int]]) -> str:

@@ -63,6 +63,7 @@ class Hall:
         self._n_users = 0
         self.crew = crew
         self.isolated = session.isolated
+        crew.controller.crew = crew
         self.pump = Pump(crew)
         self.closing = False
         self._last_words: list[Callable[[float], None]] = []

@@ -38,7 +38,9 @@ class Dispatch:
         self.dealer = Dealer(workers)
         self.broken: BaseException | None = None
         self.closed = False
+        self.n_done = 0  # items that were run, and placed tasks
         self._jobs: dict[int, Job] = {}
+        self.job_numbers = self._jobs.keys()
         self.supplies = Supplies(workers)
         self._numbers = count(1)
         self.functions = FunctionBook(self.new_number)
@@ -121,6 +123,7 @@ class Dispatch:
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
         if frame.option <= ReplyOption.APART:
+            self.n_done += frame.b
             results = Results(frame.b, report.body, frame.buffers, frame.option)
             self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes)
             self.desk.placer.on_plain_work(report.seconds)

@@ -286,6 +286,7 @@ class IsolatedWorker(Worker):
             if not self._given or self._given[0].a != frame.a:
                 return
             self._given.popleft()
+            self.on_answer(frame)
             self._forget_batch(frame.a)
             self._give()
             if kind is Kind.DONE:
@@ -299,6 +300,9 @@ class IsolatedWorker(Worker):
         elif kind is Kind.BYE:
             return
         self.transport.send(dest, frame)
+
+    def on_answer(self, frame: Frame) -> None:
+        """Note that the first of what the child was given has ended."""
 
     def _forget_batch(self, number: int) -> None:
         self._limits.pop(number, None)

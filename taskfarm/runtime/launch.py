@@ -139,7 +139,14 @@ class LaunchPlan:
         return shlex.join([*(["env", *settings] if settings else []), *self.command])
 
 
-def plan_launch(program: Sequence[str], n_ranks: int | None, mpiexec: str | None, situation: Situation) -> LaunchPlan:
+def plan_launch(
+    program: Sequence[str],
+    n_ranks: int | None,
+    mpiexec: str | None,
+    situation: Situation,
+    *,
+    tag_output: bool = False,
+) -> LaunchPlan:
     """Decide how to run `program` (arguments of the interpreter) on every one of `n_ranks` ranks.
 
     Parameters
@@ -152,6 +159,8 @@ def plan_launch(program: Sequence[str], n_ranks: int | None, mpiexec: str | None
         The user's own launcher, a command with arguments, instead of the one that would be found.
     situation : Situation
         What is known of the machine.
+    tag_output : bool
+        Have the launcher put the rank before each line that a rank prints.
 
     Raises
     ------
@@ -171,6 +180,8 @@ def plan_launch(program: Sequence[str], n_ranks: int | None, mpiexec: str | None
         added = _open_mpi_environment(launcher, n, situation)
     if not launcher.is_srun and _is_one_host(launcher, situation):  # Slurm gives every rank its own cores
         added |= thread_variables(n - 1, situation.cores, situation.environ)
+    if tag_output:
+        flags += _tagging(launcher)
     command = (*launcher.command, *flags, "-n", str(n), situation.paths.python, *program)
     return LaunchPlan(command, added, n, launcher, library)
 
@@ -188,6 +199,15 @@ def wrong_launcher(environ: Mapping[str, str], library: MpiLibrary) -> str | Non
     if by_open_mpi == (library.family is Family.OPENMPI) or ("PMI_SIZE" in environ and "PMIX_RANK" in environ):
         return None
     return explain_mismatch(size, 1, f"{library.family.value}: {library.path}")
+
+
+def _tagging(launcher: Launcher) -> list[str]:
+    """Return the flags by which a launcher tags output: it sees whole lines, also those of a rank that crashes."""
+    if launcher.is_srun:
+        return ["--label"]
+    if launcher.family is Family.OPENMPI:
+        return ["--tag-output"] if launcher.version and launcher.version < (5, 0) else ["--output", "tag"]
+    return ["-prepend-rank"]
 
 
 # Finding the launcher

@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from taskfarm.errors import WorkerLostError
+from taskfarm.errors import InternalError, WorkerLostError
 from taskfarm.runtime import task_child
 from taskfarm.runtime.endpoint import Surroundings
-from taskfarm.runtime.isolation import new_worker
 from taskfarm.runtime.nursery import Nursery
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import current
+from taskfarm.runtime.sides import new_side
 from taskfarm.transport.stream import StreamTransport, adopt_socket
 
 __all__ = ["main"]
@@ -32,9 +32,9 @@ def main(words: Sequence[str]) -> None:
     ----------
     words : sequence of str
         Number of the socket's descriptor, rank, number of processes, 1 if the process ends with its parent, and 1 if
-        its tasks run in task children.
+        its tasks run in task children, and 1 if it is recorded for a trace.
     """
-    descriptor, rank, size, dies_with_parent, isolated = map(int, words)
+    descriptor, rank, size, dies_with_parent, isolated, traced = map(int, words)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.argv[:] = [""]
@@ -53,10 +53,13 @@ def main(words: Sequence[str]) -> None:
         lambda: 0,
         lambda: lambda call, text: None,
     )
-    session.worker = new_worker(transport, surroundings, session.nursery, ())
+    trace = "recorded" if traced else ""
+    session.worker = worker = new_side(transport, {}, surroundings, trace, session.nursery).worker
+    if worker is None:
+        raise InternalError(f"process {rank} is no worker")
     status = 0
     try:
-        session.worker.run()
+        worker.run()
         transport.complete_sends(float("inf"), lambda source, frame: None)
     except WorkerLostError:
         status = 1

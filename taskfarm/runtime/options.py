@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["BatchOption", "CallOption", "FunctionOption", "LossCause", "ResultWanted", "TeamForget", "TeamReply"]
+__all__ = [
+    "BatchOption",
+    "CallOption",
+    "FunctionOption",
+    "LogOption",
+    "LossCause",
+    "ResultWanted",
+    "TeamForget",
+    "TeamReply",
+    "TraceOption",
+]
 
 
 class CallOption(IntEnum):
@@ -74,3 +84,17 @@ class LossCause(IntEnum):
     DEATH = 0  #: its process died
     TIMEOUT = 1  #: it was killed, since it had had its time
     CANCELLED = 2  #: it was killed, since nobody wants it any more
+
+
+class TraceOption(IntEnum):
+    """What a TRACE frame asks for, and what the reply to it holds."""
+
+    CLOCK = 0  #: the rank's clock
+    SPANS = 1  #: all that it has recorded
+
+
+class LogOption(IntEnum):
+    """What a LOG frame holds."""
+
+    TEXT = 0  #: debug text, to be printed
+    RECORD = 1  #: a log record

@@ -17,11 +17,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+from taskfarm.errors import InternalError
 from taskfarm.runtime import interrupts
 from taskfarm.runtime.blas import thread_variables
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Surroundings
 from taskfarm.runtime.session import Session
+from taskfarm.runtime.sides import new_side
 from taskfarm.runtime.surroundings import usable_cores
 from taskfarm.transport.stream import StreamTransport
 
@@ -63,15 +65,18 @@ class LocalProcesses:
         with _interrupts_blocked():
             for rank in self.ranks:
                 ours[rank], theirs = socket.socketpair()
-                self._children.append(_start(rank, n + 1, theirs, session.isolated))
+                self._children.append(_start(rank, n + 1, theirs, session.isolated, bool(session.config.trace)))
                 theirs.close()
-        self._transport = StreamTransport(0, n + 1, ours)
         host = socket.gethostname()
         surroundings = Surroundings(
             host, session.registry, session.config, lambda: None, lambda: 0, lambda: lambda call, text: None
         )
-        self.controller = Controller(self._transport, dict.fromkeys(self.ranks, host), surroundings)
         config = session.config
+        hosts = dict.fromkeys(self.ranks, host)
+        self._transport, controller, _ = new_side(StreamTransport(0, n + 1, ours), hosts, surroundings, config.trace)
+        if controller is None:
+            raise InternalError("rank 0 without a controller")
+        self.controller: Controller = controller
         self.controller.tags = {rank: config.tags | config.rank_tags.get(rank, frozenset()) for rank in self.ranks}
         self.controller.may_lose = True
         interrupts.defer_on_controller(self._transport)
@@ -85,18 +90,12 @@ class LocalProcesses:
             _end(child, limit)
 
 
-def _start(rank: int, size: int, theirs: socket.socket, isolated: bool) -> subprocess.Popen[bytes]:
+def _start(rank: int, size: int, theirs: socket.socket, isolated: bool, traced: bool) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
     environ |= thread_variables(size - 1, usable_cores(), environ)
     dies_with_us = threading.current_thread() is threading.main_thread()
-    words = [
-        json.dumps(sys.path),
-        str(theirs.fileno()),
-        str(rank),
-        str(size),
-        str(int(dies_with_us)),
-        str(int(isolated)),
-    ]
+    numbers = [theirs.fileno(), rank, size, dies_with_us, isolated, traced]
+    words = [json.dumps(sys.path), *(str(int(number)) for number in numbers)]
     return subprocess.Popen(
         [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, *words],
         stdin=subprocess.DEVNULL,

@@ -7,12 +7,13 @@ is over (CLOSED). On rank 0 an open session holds a `Controller`, elsewhere a `W
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ from taskfarm.errors import InternalError, UsageError, WorkerLostError
 from taskfarm.runtime import ending, interrupts
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Endpoint, ReportFailure, Surroundings
-from taskfarm.runtime.isolation import isolate_if_possible, new_worker
+from taskfarm.runtime.isolation import isolate_if_possible
 from taskfarm.runtime.lifeline import Lifeline
+from taskfarm.runtime.one_thread import OneThread
 from taskfarm.runtime.phases import PHASE_TABLE, Phase, PhaseEvent
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output, print_error
+from taskfarm.runtime.sides import Side, new_side
 from taskfarm.runtime.start import find_world, wait_for_ranks, warn_of_versions
 from taskfarm.runtime.surroundings import usable_cores
 from taskfarm.runtime.vitals import LOST_STATUS
@@ -68,7 +71,7 @@ def enter(what: str) -> Session:
     return session
 
 
-class Session:
+class Session(OneThread):
     """One process's part in the farm.
 
     Parameters
@@ -82,8 +85,6 @@ class Session:
         Managed objects of this rank.
     phase : Phase
         How far the session is.
-    thread : int
-        That opened the session, the only one that may talk to MPI; 0 before, -1 in a forked child, -2 while `share`d.
     exit_status : int or None
         The status that the process is about to exit with, once that is known.
     failed_late : bool
@@ -109,15 +110,11 @@ class Session:
     """
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         self.config = config
         self.registry = Registry()
         self.phase = Phase.IDLE
         self.pid = os.getpid()
-        self.thread = 0
-        self._forked = False
-        self._owner = 0
-        self._before_entry: Callable[[], None] | None = None
-        os.register_at_fork(after_in_child=self._note_fork)
         self.exit_status: int | None = None
         self.failed_late = False
         self.on_error = config.on_error
@@ -139,29 +136,6 @@ class Session:
         self._watch: WatchClient | WatchServer | None = None
         self._comm: Any = None
         self.lifeline = Lifeline.of_this_process()
-
-    def _note_fork(self) -> None:
-        self._forked = True
-        self.thread = -1
-
-    def check_caller(self, what: str) -> None:
-        """Raise `UsageError` in a second thread and in a forked child: only one thread of a rank talks to MPI."""
-        if self._forked:
-            raise UsageError(f"{what} in a forked child of rank {self.rank}: only the rank itself can do that")
-        thread = self._owner or self.thread
-        if get_ident() != thread and thread:
-            raise UsageError(
-                f"{what} in another thread than the one that opened the session: one thread per process talks to MPI; "
-                "hand the work to that thread (for example through queue.Queue)"
-            )
-        if self._before_entry is not None:
-            self._before_entry()
-
-    def share(self, before_entry: Callable[[], None] | None) -> None:
-        """Have `before_entry` called at each entry of a face, as an executor uses the workers, too; None ends it."""
-        owner = self._owner or self.thread
-        self._owner, self.thread = (owner, -2) if before_entry else (0, owner)
-        self._before_entry = before_entry
 
     # The world
 
@@ -249,9 +223,10 @@ class Session:
             raise UsageError("the session has ended (quit or finalize was called); start a new job")
         if self.size == 1:
             self._go_on(PhaseEvent.BEGAN)
-            self._transport = LocalHub(1).transports()[0]
-            self.controller = Controller(self._transport, {}, self._surroundings())
+            self._take(new_side(LocalHub(1).transports()[0], {}, self._surroundings(), self.config.trace))
             self._go_on(PhaseEvent.ALL_HERE)
+            if self.config.trace:
+                atexit.register(self.close)  # nobody else has to: there is nobody to wait for
             return
         self.begin()
         self._meet(timeout_s, serves)
@@ -271,17 +246,16 @@ class Session:
             raise InternalError("the session is opening without an opening")
         wait_for_ranks(opening, self.rank, timeout_s)
         self._opened = opening.complete(usable_cores(), serves, self.lifeline is not None)
-        self._transport = self._opened.transport
-        endpoint: Endpoint
+        hosts = {peer.rank: peer.host for peer in self.peers[1:]}
+        trace = self.peers[0].trace if all(peer.serves for peer in self.peers) else ""
+        side = self._take(
+            new_side(self._opened.transport, hosts, self._surroundings(), trace, self.nursery, self.peers)
+        )
         if self.rank == 0:
-            hosts = {peer.rank: peer.host for peer in self.peers[1:]}
-            endpoint = self.controller = Controller(self._transport, hosts, self._surroundings())
-            interrupts.defer_on_controller(self._transport)
+            interrupts.defer_on_controller(side.transport)
             warn_of_versions(self.peers)
-        else:
-            endpoint = self.worker = new_worker(self._transport, self._surroundings(), self.nursery, self.peers)
         if self.lifeline is not None:
-            self.lifeline.join_session(endpoint, self._opened, self.config)
+            self.lifeline.join_session(side.endpoint, self._opened, self.config)
         self._go_on(PhaseEvent.ALL_HERE)
         absent = [peer.rank for peer in self.peers if not peer.serves and peer.rank > 0]
         if self.rank == 0 and serves and absent:
@@ -300,6 +274,10 @@ class Session:
         self.worker = worker
         self._go_on(PhaseEvent.BEGAN)
         self._go_on(PhaseEvent.ALL_HERE)
+
+    def _take(self, side: Side) -> Side:
+        self._transport, self.controller, self.worker = side
+        return side
 
     def _go_on(self, event: PhaseEvent) -> None:
         self.phase = advance(PHASE_TABLE, self.phase, event, "the session")

@@ -98,15 +98,7 @@ class Worker(Endpoint):
         self._forked = False
         self._deferred: deque[Incoming] = deque()
         self._home: str | None = None
-        batches = self.batches = BatchRunner(
-            transport,
-            surroundings.host,
-            surroundings.registry,
-            self._run_user_code,
-            self._complete_sends,
-            clock,
-            progress,
-        )
+        batches = self.batches = self._new_batches(clock, progress)
         self.teams = Teams(self, batches, self._run_user_code, self._complete_sends)
         self.keep = batches.keep
         self.let_go = batches.let_go
@@ -129,6 +121,10 @@ class Worker(Endpoint):
                 Kind.LOST: self.on_lost,
             }
         )
+
+    def _new_batches(self, clock: Callable[[], float], progress: Progress | None) -> BatchRunner:
+        registry, run_user_code = self._surroundings.registry, self._run_user_code
+        return BatchRunner(self.transport, self.host, registry, run_user_code, self._complete_sends, clock, progress)
 
     def run(self) -> None:
         """Serve until rank 0 ends the session; the last frame sent is the good-bye."""

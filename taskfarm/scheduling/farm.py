@@ -127,6 +127,11 @@ class Farm:
         """Number of tasks whose end has not been reported."""
         return self._running
 
+    @property
+    def n_ended(self) -> int:
+        """Number of tasks whose end has been reported."""
+        return self._next_number - 1 - self._running
+
     def free_on(self, host: str) -> set[int]:
         """Return the live set of free ranks of `host`."""
         return self._free_by_host[host]

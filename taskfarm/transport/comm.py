@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from taskfarm.wire.codec import pack, unpack
 
-__all__ = ["TrackedComm", "Tracker", "wrap"]
+__all__ = ["TimedTracker", "TrackedComm", "Tracker", "wrap"]
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
@@ -46,6 +46,38 @@ class Tracker:
     def leave(self) -> None:
         """Note that it has ended."""
         self.place = None
+
+
+class TimedTracker(Tracker):
+    """A tracker that also tells how long each method took.
+
+    Parameters
+    ----------
+    n_entries : int
+        Those of the tracker whose place it takes.
+    clock : callable
+        Nanoseconds.
+    on_left : callable
+        Told of the method's name, its start and its end.
+    """
+
+    def __init__(self, n_entries: int, clock: Callable[[], int], on_left: Callable[[str, int, int], None]) -> None:
+        super().__init__()
+        self.n_entries = n_entries
+        self._clock = clock
+        self._on_left = on_left
+        self._entered = 0
+
+    def enter(self, name: str, peer: int) -> None:
+        """Note that the method `name` begins."""
+        super().enter(name, peer)
+        self._entered = self._clock()
+
+    def leave(self) -> None:
+        """Tell how long it took."""
+        if self.place is not None:
+            self._on_left(self.place[0], self._entered, self._clock())
+        super().leave()
 
 
 class _Parcel:
@@ -78,7 +110,7 @@ class TrackedComm(MPI.Intracomm):
     Behaves as `mpi4py.MPI.Intracomm` in everything else. ``TrackedComm(comm)`` shares the handle of `comm`.
     """
 
-    tracker = Tracker()  # one per process: a process is inside one communicator method at a time
+    tracker: Tracker = Tracker()  # one per process: a process is inside one communicator method at a time
 
     def renew(self) -> TrackedComm:
         """Return a fresh duplicate, in which no stale message can be; collective, by ranks that are outside any call.
@@ -231,9 +263,9 @@ _PEER_NAMES = ("source", "dest")
 
 def _tracked(name: str, position: int | None) -> Callable[..., Any]:
     base = getattr(TrackedComm, name)
-    tracker = TrackedComm.tracker
 
     def method(self: TrackedComm, /, *args: Any, **kwargs: Any) -> Any:
+        tracker = self.tracker
         peer = -1
         if position is not None:
             given = [kwargs[key] for key in _PEER_NAMES if key in kwargs]
@@ -252,10 +284,9 @@ def _tracked(name: str, position: int | None) -> Callable[..., Any]:
 
 def _counted(name: str) -> Callable[..., Any]:
     base = getattr(TrackedComm, name)
-    tracker = TrackedComm.tracker
 
     def method(self: TrackedComm, /, *args: Any, **kwargs: Any) -> Any:
-        tracker.n_entries += 1
+        self.tracker.n_entries += 1
         return base(self, *args, **kwargs)
 
     method.__name__ = name

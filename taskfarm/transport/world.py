@@ -59,10 +59,12 @@ class PeerInfo:
         Whether it will serve as a worker (or, on rank 0, controls); False for a rank that is about to end.
     key : str
         Equal for ranks that probably share memory and network.
-    tags : frozenset of str
-        The tags that it was given.
     memory_key : str
         Equal for ranks that can open each other's blocks of shared memory.
+    tags : frozenset of str
+        The tags that it was given.
+    trace : str
+        Where it would have a trace written; rank 0's wish counts.
     """
 
     rank: int
@@ -75,6 +77,7 @@ class PeerInfo:
     key: str
     memory_key: str
     tags: frozenset[str] = frozenset()
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,9 +235,18 @@ class Opening:
         bell = self._new_bell(secret, rank)
         key = host_key() if bell is not None else f"{host_key()}/{rank}"
         cpus = _cpu_set()
-        tags = self._config.tags | self._config.rank_tags.get(rank, frozenset())
         info = PeerInfo(
-            rank, MPI.Get_processor_name(), os.getpid(), n_cores, cpus, _versions(), serves, key, memory_key(), tags
+            rank=rank,
+            host=MPI.Get_processor_name(),
+            pid=os.getpid(),
+            n_cores=n_cores,
+            cpus=cpus,
+            versions=_versions(),
+            serves=serves,
+            key=key,
+            memory_key=memory_key(),
+            tags=self._config.tags | self._config.rank_tags.get(rank, frozenset()),
+            trace=self._config.trace,
         )
         peers = _hold_parts_once(control.allgather(info))
         one_host = len({peer.key for peer in peers}) == 1

@@ -83,6 +83,7 @@ class Kind(IntEnum):
     LOST = 28  #: a rank has died; the body says how. On rank 0 the transport makes it itself [rank, -]
     LIMIT = 29  #: how long items of the batch that comes next may take; the body is float64, seconds [batch number, -]
     CANCEL = 30  #: end the process that runs an item [batch number, position of the item in it]
+    TRACE = 31  #: `option` says: what time is it, or hand in what was recorded [question number, ns of the clock]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

@@ -116,9 +116,23 @@ def test_dry_run_prints_and_does_nothing(launched: Launches, capsys: pytest.Capt
     assert launched == []
 
 
+def test_the_trace_goes_where_the_user_stands(launched: Launches, tmp_path: Path) -> None:
+    """A script that changes its directory, or starts elsewhere, does not take the file with it."""
+    with pytest.raises(Replaced):
+        main(["run", "--trace", "run.json", "script.py", "--trace", "of the script"])
+    ((command, _),) = launched
+    setting = ["--set", f"TASKFARM_TRACE={tmp_path / 'run.json'}"]
+    assert list(command[-5:]) == [*setting, "script.py", "--trace", "of the script"]
+    assert not (tmp_path / "run.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["run", "--ipython", "script.py"], ["takes the place of a program", "'script.py'"]),
+        (["run", "--trace", "no/where.json", "script.py"], ["--trace no/where.json", "cannot be written"]),
+        (["trace", "nowhere.json"], ["nowhere.json", "cannot be read"]),
+        (["trace", "script.py"], ["script.py", "is not a trace"]),
         (["run"], ["nothing to run", "script"]),
         (["run", "-m"], ["nothing to run"]),
         (["run", "nowhere.py"], ["'nowhere.py'", "does not exist", os.sep]),
@@ -153,17 +167,20 @@ def test_inside_a_job_the_program_runs_on_this_rank(
     launched: Launches, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    calls: list[tuple[Sequence[str], Sequence[str], bool]] = []
+    calls: list[tuple[Sequence[str], Sequence[str], Mapping[str, str], bool]] = []
 
-    def run_on_this_rank(replaced: Sequence[str], program: Sequence[str], *, isolated: bool) -> None:
-        calls.append((replaced, program, isolated))
+    def run_on_this_rank(
+        replaced: Sequence[str], program: Sequence[str], settings: Mapping[str, str], *, survive: bool
+    ) -> None:
+        calls.append((replaced, program, settings, survive))
         raise Replaced
 
     monkeypatch.setattr("taskfarm.cli.rank.run_on_this_rank", run_on_this_rank)
-    for words in (["script.py", "a"], ["-n", "4", "--isolate", "script.py", "a"]):
+    for words in ([], ["-n", "4", "--isolate"], ["--survive", "--tag", "gpu=1"]):
         with pytest.raises(Replaced):
-            main(["run", "--replace", "pymor.tools.mpi", *words])
-    assert calls == [(["pymor.tools.mpi"], ["script.py", "a"], isolated) for isolated in (False, True)]
+            main(["run", "--replace", "pymor.tools.mpi", *words, "script.py", "a"])
+    expected = [({}, False), ({"TASKFARM_ISOLATE": "1"}, False), ({"TASKFARM_RANK_TAGS": "gpu=1"}, True)]
+    assert calls == [(["pymor.tools.mpi"], ["script.py", "a"], *rest) for rest in expected]
     assert main(["run", "-n", "5", "script.py"]) == 2
     assert "-n 5: this process is one of 4 ranks" in capsys.readouterr().err
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
@@ -219,7 +236,7 @@ def test_stand_in_runs_as_a_module(tmp_path: Path) -> None:
     code = (
         "import sys; from taskfarm.runtime import boot, ending; from taskfarm.cli.rank import run_on_this_rank\n"
         "boot.run_module = lambda *words: print(words) or 0\n"
-        "run_on_this_rank(['pymor.tools.mpi'], ['-m', 'pymor.tools.mpi', 's.py'])"
+        "run_on_this_rank(['pymor.tools.mpi'], ['-m', 'pymor.tools.mpi', 's.py'], {})"
     )
     assert python("-c", code).stdout == "('taskfarm.objects', ['s.py'])\n"
 

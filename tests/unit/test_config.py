@@ -30,12 +30,20 @@ def test_defaults() -> None:
         "heartbeat_s": 30.0,
         "hang_s": None,
         "isolate": False,
+        "trace": "",
+        "log": "",
+        "forward_logs": False,
+        "watch": "",
     }
 
 
 VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_ON_ERROR", "wait", "on_error", OnError.WAIT),
     ("TASKFARM_ON_ERROR", "print", "on_error", OnError.PRINT),
+    ("TASKFARM_WATCH", "/dev/pts/3", "watch", "/dev/pts/3"),
+    ("TASKFARM_LOG", "info", "log", "INFO"),
+    ("TASKFARM_FORWARD_LOGS", "1", "forward_logs", True),
+    ("TASKFARM_TRACE", "/tmp/run.json", "trace", "/tmp/run.json"),
     ("TASKFARM_STUCK_S", "1.5", "stuck_s", 1.5),
     ("TASKFARM_STUCK_S", "inf", "stuck_s", math.inf),
     ("TASKFARM_STUCK_COMM_S", "7", "stuck_comm_s", 7.0),
@@ -77,6 +85,8 @@ def test_empty_variables_are_unset(name: str) -> None:
         ("TASKFARM_ON_ERROR", "ignore"),
         ("TASKFARM_ON_ERROR", "WAIT"),
         ("TASKFARM_RECEIVE", "probe"),
+        ("TASKFARM_LOG", "loud"),
+        ("TASKFARM_FORWARD_LOGS", "yes"),
         ("TASKFARM_RECEIVE", "0"),
         *[
             (name, text)

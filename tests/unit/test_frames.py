@@ -229,6 +229,7 @@ def test_kinds_fit_the_head() -> None:
         "LOST": 28,
         "LIMIT": 29,
         "CANCEL": 30,
+        "TRACE": 31,
     }
 
 

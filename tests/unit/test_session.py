@@ -84,7 +84,9 @@ class FakeOpening:
 
     def peer(self, rank: int) -> Any:
         version = self.versions.get(rank, "v1")
-        return SimpleNamespace(rank=rank, host=f"host{rank % 2}", versions=version, serves=rank not in self.leaving)
+        return SimpleNamespace(
+            rank=rank, host=f"host{rank % 2}", versions=version, serves=rank not in self.leaving, trace=""
+        )
 
 
 NewSession = Callable[..., tuple[Session, FakeOpening]]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from taskfarm.cli import main
-from taskfarm.cli.rank import set_tags
+from taskfarm.cli._arguments import new_parser
+from taskfarm.cli.run import _settings
 from taskfarm.config import Config, parse_tag
 from taskfarm.errors import UsageError
 from taskfarm.scheduling.farm import Farm
@@ -28,14 +27,14 @@ def test_what_is_no_tag(text: str) -> None:
 def test_tags_of_the_command_line_join_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """``--tag`` adds to ``TASKFARM_RANK_TAGS``."""
     monkeypatch.setenv("TASKFARM_RANK_TAGS", "big=1")
-    set_tags(["gpu=1,2"])
-    assert Config.from_environment(os.environ).rank_tags == {1: {"big", "gpu"}, 2: {"gpu"}}
+    options = new_parser().parse_args(["run", "--tag", "gpu=1,2", "--tag", "big=2"])
+    assert Config.from_environment(_settings(options)).rank_tags == {1: {"big", "gpu"}, 2: {"gpu", "big"}}
 
 
 def test_tags_are_passed_on_to_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     """In the command line, since launchers do not pass variables to all hosts; a wrong one is refused at once."""
     assert main(["run", "--dry-run", "-n", "3", "--tag", "gpu=1", "--tag", "big=1-2", "-m", "this"]) == 0
-    assert "--tag gpu=1 --tag big=1-2 -m this" in capsys.readouterr().out
+    assert "--set 'TASKFARM_RANK_TAGS=gpu=1;big=1-2' -m this" in capsys.readouterr().out
     assert main(["run", "--dry-run", "-n", "3", "--tag", "gpu", "-m", "this"]) == 2
     assert "--tag 'gpu'" in capsys.readouterr().err
 
