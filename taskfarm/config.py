@@ -100,6 +100,8 @@ class Config:
         ever.
     isolate : bool
         ``TASKFARM_ISOLATE``: 1 has tasks of `taskfarm.vm` and of executors run in a process of their own per worker.
+    journal : str
+        ``TASKFARM_JOURNAL``: file in which executors keep the results of all tasks; empty for none.
     trace : str
         ``TASKFARM_TRACE``: file into which rank 0 writes a trace of all ranks; empty for none.
     log : str
@@ -124,6 +126,7 @@ class Config:
     heartbeat_s: float = 30.0
     hang_s: float | None = None
     isolate: bool = False
+    journal: str = ""
     trace: str = ""
     log: str = ""
     forward_logs: bool = False
@@ -157,7 +160,8 @@ class Config:
             heartbeat_s=_seconds(environ, "TASKFARM_HEARTBEAT_S", default.heartbeat_s),
             hang_s=_seconds(environ, "TASKFARM_HANG_S", 0.0) or None,
             isolate=_flag(environ, "TASKFARM_ISOLATE", default.isolate),
-            trace=os.path.abspath(environ["TASKFARM_TRACE"]) if environ.get("TASKFARM_TRACE") else default.trace,
+            journal=_path(environ, "TASKFARM_JOURNAL"),
+            trace=_path(environ, "TASKFARM_TRACE"),
             log=_level(environ, "TASKFARM_LOG"),
             watch=environ.get("TASKFARM_WATCH") or default.watch,
             forward_logs=_flag(environ, "TASKFARM_FORWARD_LOGS", default.forward_logs),
@@ -175,6 +179,11 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
     if not value > 0:
         raise UsageError(f"{name}={text!r} is not a number of seconds above 0")
     return value
+
+
+def _path(environ: Mapping[str, str], name: str) -> str:
+    """Return a path as it is seen from anywhere, for the program may change its directory; empty for none."""
+    return os.path.abspath(environ[name]) if environ.get(name) else ""
 
 
 def _flag(environ: Mapping[str, str], name: str, default: bool) -> bool:

@@ -14,7 +14,7 @@ SYSTEMS = ("slurm", "pbs", "lsf")  # batch systems for which there are templates
 __all__ = ["SYSTEMS", "new_parser", "split_program"]
 
 _OPTIONS_WITH_VALUE = (
-    "-n", "-np", "--ranks", "--mpiexec", "--replace", "--tag", "--trace", "--log", "--connection-file",
+    "-n", "-np", "--ranks", "--mpiexec", "--replace", "--tag", "--trace", "--journal", "--log", "--connection-file",
     "-N", "--nodes", "-c", "--cores", "-t", "--time", "-q", "--queue", "-A", "--account", "--module", "--venv",
     "--name", "--requeue",
 )  # fmt: skip
@@ -48,7 +48,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "run",
         help="run a Python script or module on many ranks",
         usage="taskfarm run [-n N] [--mpiexec CMD] [--replace NAME]... [--tag TAG=RANKS]... [--survive] [--isolate] "
-        "[--trace FILE] [--watch] [--log LEVEL] [--forward-logs] [--tag-output] [--dry-run] [-v] "
+        "[--journal FILE] [--trace FILE] [--watch] [--log LEVEL] [--forward-logs] [--tag-output] [--dry-run] [-v] "
         "(script.py | -m module) [args ...]",
         description="Run a Python program on every one of N ranks, with the launcher that fits the MPI library which "
         "mpi4py loads. The exit status is the program's. Inside a job that mpiexec or srun has started already, run "
@@ -80,6 +80,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action="store_true",
         help="run tasks of taskfarm.vm and of executors in a process of their own per worker, which may die",
     )
+    run.add_argument("--journal", metavar="FILE", help="have executors keep their results there, and compute the rest")
     run.add_argument("--trace", metavar="FILE.json", help="write there when each rank did what; see `taskfarm trace`")
     run.add_argument("--ipython", action="store_true", help="instead of a program, start an IPython kernel on rank 0")
     run.add_argument("--connection-file", metavar="FILE", help="where that kernel writes how clients reach it")
@@ -116,6 +117,9 @@ def _add_script(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--module", action="append", default=[], metavar="NAME", help="module to load; may be repeated")
     add("--venv", metavar="FOLDER", help="virtual environment to activate")
     add("--name", metavar="NAME", help="of the job (default: the program's)")
+    add("--survive", action="store_true", help="as of `run`")
+    add("--isolate", action="store_true", help="as of `run`")
+    add("--journal", metavar="FILE", help="as of `run`")
     add("--trace", metavar="FILE.json", help="as of `run`")
     add("--requeue", type=_n_ranks, default=0, metavar="N", help="start the job again after a failure, up to N times")
 

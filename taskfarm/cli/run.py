@@ -81,6 +81,8 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
         settings["TASKFARM_RANK_TAGS"] = ";".join([*filter(None, [before]), *options.tag])
     if options.isolate:
         settings["TASKFARM_ISOLATE"] = "1"
+    if options.journal is not None:
+        settings["TASKFARM_JOURNAL"] = os.path.abspath(options.journal)
     if options.trace is not None:
         settings["TASKFARM_TRACE"] = str(output_path("--trace", options.trace).absolute())
     if options.watch and sys.stderr.isatty():

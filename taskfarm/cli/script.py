@@ -63,7 +63,10 @@ def _values(options: argparse.Namespace, program: Sequence[str]) -> dict[str, st
     if match is None:
         raise UsageError(f"--time {options.time!r} is not HH:MM:SS")
     per_node = math.ceil(options.ranks / options.nodes)
-    run_options = [word for path in [options.trace] if path for word in ("--trace", path)]
+    run_options = [f"--{flag}" for flag in ("survive", "isolate") if getattr(options, flag)]
+    for option in ("journal", "trace"):
+        if path := getattr(options, option):
+            run_options += [f"--{option}", path]
     return {
         "NAME": name,
         "NODES": str(options.nodes),

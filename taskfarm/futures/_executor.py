@@ -66,7 +66,8 @@ class Executor(AsyncMethods, std.Executor):
         nothing else. To be asked for before MPI starts. By default as ``taskfarm run --isolate`` and
         ``TASKFARM_ISOLATE`` say, else no. It holds for all tasks of the job.
     journal : path, optional
-        Keep the results of all tasks in this file, and do not run again what it has.
+        Keep the results of all tasks in this file, and do not run again what it has. By default as
+        ``taskfarm run --journal`` and ``TASKFARM_JOURNAL`` say, else none.
     trace : str, optional
         File into which a trace of all ranks is written when the session ends; see `taskfarm trace`.
 
@@ -112,7 +113,7 @@ class Executor(AsyncMethods, std.Executor):
         if session.worker is not None:
             self._nested = NestedExecutor(initializer, initargs, partial(note_broken, weakref.ref(self)))
             return
-        self._shelf = Shelf(journal)
+        self._shelf = Shelf(journal or session.config.journal or None)
         self._hall: Hall = self._find_hall(session, max_workers)
         self._hall.enter()
         self._sharing = sharing_of(session)

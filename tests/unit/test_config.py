@@ -30,6 +30,7 @@ def test_defaults() -> None:
         "heartbeat_s": 30.0,
         "hang_s": None,
         "isolate": False,
+        "journal": "",
         "trace": "",
         "log": "",
         "forward_logs": False,

@@ -14,7 +14,8 @@ from taskfarm.cli.script import fill
 GOLDEN = Path(__file__).parent / "golden"
 FULL = [
     "-n", "65", "-N", "2", "-c", "2", "-t", "10:00:00", "-q", "long", "-A", "p1", "--module", "openmpi/5.0",
-    "--module", "python", "--venv", "/opt/env", "--trace", "run.json", "--requeue", "3", "--name", "points",
+    "--module", "python", "--venv", "/opt/env", "--survive", "--isolate",
+    "--journal", "run.db", "--trace", "run.json", "--requeue", "3", "--name", "points",
     "sweep.py", "--points", "100",
 ]  # fmt: skip
 SMALL = ["-n", "4", "-m", "package.module"]

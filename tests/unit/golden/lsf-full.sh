@@ -29,4 +29,4 @@ module load python
 export OMP_NUM_THREADS=2
 
 # mpiexec learns the hosts from LSF.
-taskfarm run -n 65 --trace run.json sweep.py --points 100
+taskfarm run -n 65 --survive --isolate --journal run.db --trace run.json sweep.py --points 100

@@ -27,7 +27,7 @@ module load python
 export OMP_NUM_THREADS=2
 
 # mpiexec learns the hosts from PBS.
-taskfarm run -n 65 --trace run.json sweep.py --points 100
+taskfarm run -n 65 --survive --isolate --journal run.db --trace run.json sweep.py --points 100
 status=$?
 
 # Once more after a failure (2 is a wrong command line), up to 3 times: this script starts from its beginning.

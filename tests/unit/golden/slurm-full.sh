@@ -30,7 +30,7 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # `taskfarm run` starts the ranks by srun, with the plug-in that the MPI library understands.
-taskfarm run --trace run.json sweep.py --points 100
+taskfarm run --survive --isolate --journal run.db --trace run.json sweep.py --points 100
 status=$?
 
 # Once more after a failure (2 is a wrong command line), up to 3 times: this script starts from its beginning.
