@@ -157,7 +157,9 @@ def _hall_over(session: Session, transport: Transport) -> Hall:
         controller.quit_workers(deadline)
         transport.close(deadline, lambda source, frame: None)
 
-    return Hall(session, Crew(controller, ranks), send_away)
+    hall = Hall(session, Crew(controller, ranks), send_away)
+    hall.isolated = False  # its workers run tasks themselves, whatever those of the session do
+    return hall
 
 
 def _serve(session: Session, transport: Transport) -> None:

@@ -171,7 +171,7 @@ class Executor(AsyncMethods, std.Executor):
         RuntimeError
             After `shutdown`.
         ExecutorBrokenError
-            If the initializer has failed, or a worker process is gone.
+            If the initializer has failed, or no worker is left.
         """
         return self._submit_with(None, fn, args, kwargs)
 

@@ -37,7 +37,7 @@ class Retried:
             try:
                 return self._fn(*args, **kwargs)
             except self._kinds as exc:
-                logger.info("attempt %d raised %r and is repeated", attempt, exc)
+                logger.warning("attempt %d raised %r and is repeated", attempt, exc, extra={"event": "retry"})
         return self._fn(*args, **kwargs)
 
 

@@ -142,7 +142,8 @@ class Controller(Endpoint):
         how = bytes(frame.body).decode(errors="replace")
         self.lost[source] = how
         running = [f"{source}:{number}" for rank, number in self.farm.running() if rank == source]
-        logger.error("rank 0: rank %d %s; going on without it%s", source, how, _lost_tasks(running))
+        text = "rank 0: rank %d %s; going on without it%s"
+        logger.error(text, source, how, _lost_tasks(running), extra={"event": "lost"})
         self._workers.remove(source)
         self.count_out([source])
         self.caller.on_lost(source, how)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from taskfarm.errors import WorkerLostError
 from taskfarm.runtime.batches import encode_times
 from taskfarm.runtime.endpoint import Surroundings
-from taskfarm.runtime.limits import read_limits
+from taskfarm.runtime.limits import Limits, Sentence, read_limits
 from taskfarm.runtime.losses import LostItem, pack_loss
 from taskfarm.runtime.nursery import Child, Nursery, describe_status
 from taskfarm.runtime.options import LossCause, ResultWanted
@@ -71,13 +71,6 @@ class Identity(NamedTuple):
     debug: int
 
 
-class _Sentence(NamedTuple):
-    """Why a child is killed."""
-
-    cause: LossCause
-    text: str
-
-
 class IsolatedWorker(Worker):
     """The session on a rank whose tasks run in a child.
 
@@ -106,9 +99,8 @@ class IsolatedWorker(Worker):
         self._functions: dict[int, Frame] = {}
         self._child_knows: set[int] = set()
         self._known_here: set[int] = set()  # functions that placed tasks have needed
-        self._limits: dict[int, Sequence[float]] = {}  # by batch
-        self._cancelled: dict[int, set[int]] = {}  # positions, by batch
-        self._sentence: _Sentence | None = None
+        self._limits = Limits()
+        self._sentence: Sentence | None = None
         self._poll: select.poll | None = None  # for the child
         self._is_fresh = False  # whether the child has just been given work
         self._handlers.update(
@@ -163,7 +155,7 @@ class IsolatedWorker(Worker):
         if self._link is not None and self._link.unsent:
             return LOOK_EVERY_S
         first = self._given[0]
-        if first.kind is Kind.BATCH and (first.a in self._limits or first.a in self._cancelled):
+        if first.kind is Kind.BATCH and self._limits.are_for(first.a):
             self._judge(first)
             return LOOK_EVERY_S
         return MAX_SLEEP_S
@@ -196,12 +188,12 @@ class IsolatedWorker(Worker):
 
     def on_limit(self, source: int, frame: Frame) -> None:
         """Note how long the items of a batch may take."""
-        self._limits[frame.a] = read_limits(frame.body)
+        self._limits.set(frame.a, read_limits(frame.body))
 
     def on_cancel(self, source: int, frame: Frame) -> None:
         """Kill the child when it is at a certain item of a batch, now or later."""
         if any(work.a == frame.a for work in (*self._given, *self._queue) if work.kind is Kind.BATCH):
-            self._cancelled.setdefault(frame.a, set()).add(frame.b)
+            self._limits.cancel(frame.a, frame.b)
 
     def on_work(self, source: int, frame: Frame) -> None:
         """Take in a task or a batch."""
@@ -287,7 +279,7 @@ class IsolatedWorker(Worker):
                 return
             self._given.popleft()
             self.on_answer(frame)
-            self._forget_batch(frame.a)
+            self._limits.forget(frame.a)
             self._give()
             if kind is Kind.DONE:
                 self.mailbox.finish()
@@ -304,25 +296,15 @@ class IsolatedWorker(Worker):
     def on_answer(self, frame: Frame) -> None:
         """Note that the first of what the child was given has ended."""
 
-    def _forget_batch(self, number: int) -> None:
-        self._limits.pop(number, None)
-        self._cancelled.pop(number, None)
-
     # Deaths
 
     def _judge(self, first: Frame) -> None:
         """Kill the child if the item that it is at has had its time, or is not wanted any more."""
         if self._child is None or self._sentence is not None:
             return
-        batch, position, since = self._child.page.read()
-        if batch != first.a or position < 0 or self._child.page.read() != (batch, position, since):
-            return
-        limits = self._limits.get(batch, (math.inf,))
-        limit_s = limits[min(position, len(limits) - 1)]
-        if position in self._cancelled.get(batch, ()):
-            self._sentence = _Sentence(LossCause.CANCELLED, "it was cancelled")
-        elif time.monotonic() - since > limit_s:
-            self._sentence = _Sentence(LossCause.TIMEOUT, f"it had not ended after timeout_s={limit_s:g} s")
+        seen = self._child.page.read()
+        if seen[0] == first.a and self._child.page.read() == seen:
+            self._sentence = self._limits.judge(*seen, time.monotonic())
         if self._sentence is not None:
             self._nursery.send_signal(self._child.number, signal.SIGKILL)
 
@@ -331,7 +313,8 @@ class IsolatedWorker(Worker):
         child, link = self._child, self._link
         assert child is not None
         text = describe_status(status)
-        logger.warning("rank %d: the task child has ended: %s", self.transport.rank, text)
+        words = sentence.text if sentence is not None else text
+        logger.warning("rank %d: the task child has ended: %s", self.transport.rank, words, extra={"event": "lost"})
         if link is not None:
             link.close()
         child_page = child.page.read()
@@ -342,15 +325,15 @@ class IsolatedWorker(Worker):
             self._queue.extendleft(reversed(self._given))
             self._given.clear()
             if lost.kind is Kind.BATCH:
-                self._report_lost_batch(lost, child_page, sentence or _Sentence(LossCause.DEATH, text))
+                self._report_lost_batch(lost, child_page, sentence or Sentence(LossCause.DEATH, text))
             else:
                 self._report_lost_task(lost, text)
         self._give()
 
-    def _report_lost_batch(self, lost: Frame, page: tuple[int, int, float], sentence: _Sentence) -> None:
+    def _report_lost_batch(self, lost: Frame, page: tuple[int, int, float], sentence: Sentence) -> None:
         batch, position, _ = page
         known = batch == lost.a and position >= 0
-        self._forget_batch(lost.a)
+        self._limits.forget(lost.a)
         loss = LostItem(position if known else None, sentence.cause, sentence.text)
         body = encode_times(0.0, 0.0) + pack_loss(loss)
         self.transport.send(0, Frame(Kind.BATCH_DONE, lost.a, 0, ReplyOption.LOST, body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +14,10 @@ from taskfarm.scheduling.dealing import Batch, Dealer
 from taskfarm.scheduling.pacing import Loss
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["LostItem", "error_of_loss", "lose_worker", "pack_loss", "read_loss", "take_loss"]
+__all__ = ["LostItem", "error_of_loss", "lose_worker", "note_retry", "pack_loss", "read_loss", "take_loss"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class LostItem(NamedTuple):
@@ -80,10 +84,18 @@ def take_loss(dealer: Dealer, batch: Batch, job: Job | None, body: Buffer) -> No
     _, story = dealer.on_item_lost(batch.number, loss.position, loss.text, may_retry=may_retry)
     if job is None:
         return
+    if not story:
+        note_retry(batch.worker, loss.text, 1)
     job.on_returned(batch.start, batch.stop)
     if story:
         item = batch.start if item is None else item
         job.on_item_failed(item, item + 1, error_of_loss(loss.cause, story))
+
+
+def note_retry(worker: int, how: str, n: int) -> None:
+    """Log that tasks are tried again."""
+    tasks = "a task" if n == 1 else f"{n} tasks"
+    logger.warning("rank 0: rank %d: %s; %s of it will be tried again", worker, how, tasks, extra={"event": "retry"})
 
 
 def lose_worker(dealer: Dealer, jobs: Mapping[int, Job], worker: int, how: str) -> None:
@@ -100,8 +112,12 @@ def lose_worker(dealer: Dealer, jobs: Mapping[int, Job], worker: int, how: str) 
     how : str
         What happened to it.
     """
+    n_again = 0
     for batch, failed in dealer.on_worker_lost(worker, how):
+        n_again += batch.stop - batch.start - len(failed)
         if (job := jobs.get(batch.job)) is not None:
             job.on_returned(batch.start, batch.stop)
             for item, story in failed.items():
                 job.on_item_failed(item, item + 1, error_of_loss(LossCause.DEATH, story))
+    if n_again:
+        note_retry(worker, how, n_again)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskfarm.config import OnError
-from taskfarm.errors import ProtocolError, WorkerLostError
+from taskfarm.errors import ProtocolError
 from taskfarm.runtime.batches import BatchRunner, Progress, call_task
 from taskfarm.runtime.caller import Caller
 from taskfarm.runtime.controller import Controller
@@ -253,7 +253,7 @@ class RecordedController(Controller):
     def read_clocks(self) -> None:
         """Ask every worker for its clock; who does not answer in time is asked again at the end."""
         deadline = time.monotonic() + CLOCK_S
-        for rank in self._workers:
+        for rank in list(self._workers):
             self._read_clock(rank, deadline)
 
     def _read_clock(self, rank: int, deadline: float) -> None:
@@ -279,7 +279,8 @@ class RecordedController(Controller):
             answer = self._answer
             return answer is not None and answer.source == rank and answer.frame.a == number
 
-        return self._answer if self.serve_until(is_here, deadline) else None
+        self.serve_until(lambda: is_here() or rank in self.lost, deadline)
+        return self._answer if is_here() else None
 
     def quit_workers(self, deadline: float) -> list[int]:
         """Write the trace, then tell every worker to leave."""
@@ -292,19 +293,15 @@ class RecordedController(Controller):
     def _write(self, deadline: float) -> None:
         """Collect what the workers recorded, one after the other, and write the file."""
         own = self._recorder.recording()  # what follows is not part of the program
-        absent: list[int] = []
-        lost: WorkerLostError | None = None
+        absent = sorted(self.lost)
         try:
             with TraceFile(self._path, self.transport.size) as file:
                 file.add(own, [])
-                for rank in self._workers:
+                for rank in list(self._workers):
                     recording = None
                     if rank not in self._byes:  # it is known to be gone
-                        try:
-                            self._read_clock(rank, time.monotonic() + CLOCK_S)
-                            recording = self._collect(rank, deadline)
-                        except WorkerLostError as exc:
-                            lost = exc
+                        self._read_clock(rank, time.monotonic() + CLOCK_S)
+                        recording = self._collect(rank, deadline)
                     if recording is None:
                         absent.append(rank)
                     else:
@@ -312,8 +309,6 @@ class RecordedController(Controller):
                 file.finish(absent)
         except OSError as exc:
             logger.error("rank 0: the trace %s cannot be written: %s", self._path, exc)
-        if lost is not None:
-            raise lost
 
     def _collect(self, rank: int, deadline: float) -> Recording | None:
         """Return what a worker recorded; None if it does not answer in time."""

@@ -18,7 +18,7 @@ import numpy as np
 from taskfarm.errors import ProtocolError, RankFailure, UsageError, WorkerLostError
 from taskfarm.runtime.functions import KnownFunction
 from taskfarm.runtime.jobs import Supplied
-from taskfarm.runtime.losses import error_of_loss
+from taskfarm.runtime.losses import error_of_loss, note_retry
 from taskfarm.runtime.options import LossCause, TeamForget, TeamReply
 from taskfarm.runtime.runner import decode_failure
 from taskfarm.scheduling.pacing import Loss
@@ -196,6 +196,15 @@ class TeamDesk:
         return bool(self._waiting or self._runs)
 
     @property
+    def n_ahead(self) -> int:
+        """Number of tasks that run or wait."""
+        return len(self._waiting) + len(self._runs)
+
+    def busy_workers(self) -> set[int]:
+        """Return the workers that have a part in a task; from any thread."""
+        return {worker for run in list(self._runs.values()) for worker in run.left}
+
+    @property
     def is_used(self) -> bool:
         """Whether `place` has anything to do."""
         return bool(self._waiting or self._registry.dying_placed)
@@ -292,6 +301,7 @@ class TeamDesk:
             self._lose(number, run.task, run.loss)
             return
         self._forget(number)
+        self._crew.n_done += 1
         wanted = run.workers if run.task.wants_all else run.workers[:1]
         run.task.on_over([] if run.failed else [run.results[worker] for worker in wanted])
 
@@ -306,6 +316,7 @@ class TeamDesk:
                 pass
             else:
                 self._waiting[number] = task
+                note_retry(loss.worker, loss.cause, 1)
                 return
         self._forget(number)
         task.on_failed(error_of_loss(LossCause.DEATH, story))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from taskfarm.futures._retry import Retried, with_retries
 
 from taskfarm.errors import ProtocolError, TaskTimeoutError, WorkerLostError
-from taskfarm.runtime.limits import pack_limits, read_limits
+from taskfarm.futures._retry import Retried, with_retries
+from taskfarm.runtime.limits import Limits, Sentence, pack_limits, read_limits
 from taskfarm.runtime.losses import LostItem, error_of_loss, pack_loss, read_loss
 from taskfarm.runtime.nursery import describe_status
 from taskfarm.runtime.options import LossCause
@@ -34,6 +34,23 @@ def test_limits() -> None:
     for body in (b"", b"1234567"):
         with pytest.raises(ProtocolError):
             read_limits(body)
+
+
+def test_an_item_that_has_had_its_time() -> None:
+    """It is the running item that is judged, by its own limit, and one that nobody wants goes whatever its limit."""
+    limits = Limits()
+    limits.set(7, [1.0, 5.0])
+    limits.cancel(7, 2)
+    assert limits.judge(7, 0, 10.0, 11.0) is None
+    assert limits.judge(7, 0, 10.0, 11.5) == Sentence(LossCause.TIMEOUT, "it had not ended after timeout_s=1 s")
+    assert limits.judge(7, 1, 10.0, 11.5) is None
+    assert limits.judge(7, 2, 10.0, 10.0) == Sentence(LossCause.CANCELLED, "it was cancelled")
+    assert limits.judge(7, -1, 0.0, 99.0) is None
+    limits.set(8, [2.0])
+    assert limits.judge(8, 3, 0.0, 2.5) is not None
+    limits.forget(7)
+    assert not limits.are_for(7)
+    assert limits.judge(7, 2, 0.0, 99.0) is None
 
 
 def test_the_story_is_told() -> None:

@@ -69,7 +69,9 @@ class Desk:
             caller=SimpleNamespace(book=SimpleNamespace(is_settled=True)),
         )
         self.dealer = Dealer(HOSTS)
-        crew = SimpleNamespace(workers=tuple(HOSTS), dealer=self.dealer, supplies=Supplies(HOSTS), clock=lambda: 0.0)
+        crew = SimpleNamespace(
+            workers=tuple(HOSTS), dealer=self.dealer, supplies=Supplies(HOSTS), clock=lambda: 0.0, n_done=0
+        )
         self.desk = TeamDesk(cast("Any", crew), cast("Any", controller))
         self.on_done = handlers[Kind.TEAM_DONE]
 
