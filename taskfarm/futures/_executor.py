@@ -185,15 +185,14 @@ class Executor(AsyncMethods, std.Executor):
                 return self._submit_placed(options, fn, args, kwargs)
             self._check_limit(options.timeout_s)
         if self._nested is not None:
-            return self._nested.submit(fn, *args, **kwargs)
+            return self._nested.submit(_repeated(fn, options), *args, **kwargs)
         future: Future[T] = Future(self._crew, self._kill if self._hall.isolated else None)
         if not callable(fn):
             future.set_exception(TypeError(f"{type(fn).__qualname__!r} object is not callable"))
             return future
         if self._shelf.holds_all and self._shelf.settle(future, fn, args, kwargs):
             return future
-        if options is not None:
-            fn = with_retries(fn, options.retries, options.retry_on)
+        fn = _repeated(fn, options)
         try:
             known = self._crew.functions.find(fn)
             packed = pack_task(fn if known is None else known.number, args, kwargs)
@@ -274,7 +273,8 @@ class Executor(AsyncMethods, std.Executor):
         check_sizes(chunksize, buffersize)
         self._check_open()
         if self._nested is not None:
-            return self._nested.map_items(fn, items, star, deadline, buffersize)
+            self._check_limit(None if options is None else options.timeout_s)
+            return self._nested.map_items(_repeated(fn, options), items, star, deadline, buffersize)
         part = self._shelf.map(fn, items, key, star, journal)
         job = self._new_map(fn, part.missing() if part else items, star, chunksize, buffersize, options, part)
         results = job.results(deadline) if in_order else job.results_as_they_come(deadline)
@@ -297,11 +297,10 @@ class Executor(AsyncMethods, std.Executor):
         if options is None:
             options = TaskOptions()
         self._check_limit(options.timeout_s)
-        fn = with_retries(fn, options.retries, options.retry_on)
         job = MapJob(
             crew,
             crew.new_number(),
-            copied(pack_function(fn)),
+            copied(pack_function(_repeated(fn, options))),
             items,
             star=star,
             initializer=self._initializer,
@@ -359,3 +358,8 @@ class Executor(AsyncMethods, std.Executor):
         else:
             self.shutdown(wait=True)
         return None
+
+
+def _repeated(fn: Callable[..., T], options: TaskOptions | None) -> Callable[..., T]:
+    """Return `fn`, as one that is tried again if the options say so."""
+    return fn if options is None else with_retries(fn, options.retries, options.retry_on)

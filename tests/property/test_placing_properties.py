@@ -19,6 +19,7 @@ steps = st.lists(
         st.tuples(st.just("items"), st.integers(1, 5), st.none()),
         st.tuples(st.just("end"), st.integers(0, 99), st.none()),
         st.tuples(st.just("drop"), st.integers(0, 99), st.none()),
+        st.tuples(st.just("lose"), st.integers(0, 99), st.none()),
     ),
     max_size=60,
 )
@@ -34,7 +35,8 @@ class Farm:
         self.batches: list[Batch] = []
         self.teams: dict[int, tuple[int, ...]] = {}
         self.wanted: dict[int, tuple[int, frozenset[int] | None]] = {}
-        self.n_items = self.n_done = self.n_added = 0
+        self.n_items = self.n_done = self.n_added = self.n_failed = 0
+        self.alive = list(HOSTS)
         self.started: list[int] = []
         self.now = 0.0
 
@@ -54,6 +56,24 @@ class Farm:
             self.batches.append(batch)
         self.placer.check_invariants()
 
+    def lose(self, choice: int) -> list[int]:
+        """Have a worker die, if it is not the last; return the waiting tasks that nobody can run any more."""
+        if len(self.alive) == 1:
+            return []
+        worker = self.alive.pop(choice % len(self.alive))
+        lost = self.dealer.on_worker_lost(worker, "died")
+        assert {batch for batch, _ in lost} == {batch for batch in self.batches if batch.worker == worker}
+        self.n_failed += sum(len(failed) for _, failed in lost)
+        self.batches = [batch for batch in self.batches if batch.worker != worker]
+        failed = self.placer.on_worker_lost(worker)
+        for number in failed:
+            assert self.placer.drop(number)
+        for number, workers in list(self.teams.items()):
+            self.teams[number] = tuple(other for other in workers if other != worker)
+            if not self.teams[number]:
+                assert self.placer.on_ended(number, self.now) == self.teams.pop(number)
+        return failed
+
     def end(self, choice: int) -> None:
         self.now += 1.0
         running = [*self.batches, *self.teams]
@@ -72,11 +92,15 @@ class Farm:
 @settings(max_examples=150, deadline=None)
 @given(steps)
 def test_every_task_runs_once(script: list[tuple[str, int, frozenset[int] | None]]) -> None:
-    """Whatever happens in whatever order: what was not dropped runs once, on as many workers as it asked for."""
+    """Whatever happens in whatever order, deaths of workers too: what was not dropped runs, on as many as it asked for.
+
+    Unless too few are left; and no item is lost but those that have used up their retries.
+    """
     farm = Farm()
     dropped = set()
     for word, n, ok in script:
-        if word == "add" and (ok is None or n <= len(ok)):
+        able = len(farm.alive) if ok is None else len(ok.intersection(farm.alive))
+        if word == "add" and n <= able:
             farm.n_added += 1
             farm.wanted[farm.n_added] = n, ok
             farm.placer.add(farm.n_added, n, ok)
@@ -90,11 +114,13 @@ def test_every_task_runs_once(script: list[tuple[str, int, frozenset[int] | None
             waited = number in farm.placer.waiting()
             assert farm.placer.drop(number) == waited
             dropped |= {number} if waited else set()
+        elif word == "lose":
+            dropped |= set(farm.lose(n))
         farm.settle()
     for _ in range(10 * (farm.n_items + farm.n_added) + 10):
         farm.end(0)
         farm.settle()
-    assert farm.n_done == farm.n_items
+    assert farm.n_done + farm.n_failed == farm.n_items
     assert sorted(farm.started) == sorted(set(farm.wanted) - dropped)
     assert not farm.placer.has_waiting
     assert not farm.batches
