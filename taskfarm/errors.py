@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "InternalError",
+    "JournalError",
     "ProtocolError",
     "RankFailure",
     "RemoteError",
@@ -111,6 +112,10 @@ class RemoteError(TaskfarmError):
 def _ranks(failures: Sequence[RankFailure]) -> str:
     numbers = sorted({failure.rank for failure in failures})
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+class JournalError(TaskfarmError):
+    """A journal cannot be used: it is damaged, or something else, or the disk is full, or a function has changed."""
 
 
 class TaskTimeoutError(TaskfarmError, TimeoutError):

@@ -26,11 +26,11 @@ from concurrent.futures import (
     wait,
 )
 
+from taskfarm.errors import JournalError
 from taskfarm.futures._combine import collect, compose
 from taskfarm.futures._comm import MPICommExecutor, get_comm_workers
 from taskfarm.futures._executor import Executor
 from taskfarm.futures._future import ExecutorBrokenError, Future
-from taskfarm.futures._journal import JournalError
 from taskfarm.futures._mpi4py import MPIPoolExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._pool import AsyncResult, Pool

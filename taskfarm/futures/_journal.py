@@ -20,13 +20,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from taskfarm.errors import TaskfarmError
+from taskfarm.errors import JournalError
 from taskfarm.futures._fingerprint import fingerprint, name_of
 from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.wire.codec import pack
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["Chapter", "Journal", "JournalError"]
+__all__ = ["Chapter", "Journal"]
 
 _APPLICATION = 0x74466A31  # "tFj1": the journal's form is part of it
 _SCHEMA = """
@@ -41,10 +41,6 @@ COMMIT_BYTES = 8 << 20
 _TAKEN = object()
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<Q")
-
-
-class JournalError(TaskfarmError):
-    """A journal cannot be used: it is damaged, or something else, or the disk is full, or a function has changed."""
 
 
 class Journal:

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from taskfarm.errors import UsageError
+from taskfarm.errors import JournalError, UsageError
 from taskfarm.futures._fingerprint import digest_of
-from taskfarm.futures._journal import Chapter, Journal, JournalError
 from taskfarm.runtime.results import Results
+
+if TYPE_CHECKING:
+    from taskfarm.futures._journal import Chapter, Journal
 
 __all__ = ["JournaledMap", "KeyFunction", "Shelf"]
 
@@ -158,6 +160,8 @@ class Shelf:
     def _journal(self, path: str | os.PathLike[str]) -> Journal:
         place = os.path.abspath(path)
         if place not in self._journals:
+            from taskfarm.futures._journal import Journal  # sqlite3 takes 5 ms, which every rank of every job would pay
+
             self._journals[place] = Journal(path)
         return self._journals[place]
 

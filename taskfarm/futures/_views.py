@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures as std
 import dataclasses
 import math
@@ -18,6 +17,8 @@ from taskfarm.futures._arguments import check_sizes
 from taskfarm.futures._options import OptionChanges, TaskOptions
 
 if TYPE_CHECKING:
+    import asyncio
+
     from typing_extensions import Unpack  # in typing since Python 3.11
 
 
@@ -166,6 +167,8 @@ class ExecutorView(HasOptions):
 
     def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
         """As `submit`, but return a future that can be awaited; in a running event loop."""
+        import asyncio  # see `Executor.asubmit`
+
         return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
     async def amap(
