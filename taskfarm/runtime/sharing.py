@@ -149,25 +149,26 @@ class Shared(Generic[T]):
     def _map(self) -> Any:
         if self._finalizer is not None and not self._finalizer.alive:
             raise UsageError(f"{self!r} was released, and what it held is gone: call share again")
-        pid = self._place.pid
-        descriptor: int | None = self._place.descriptor
+        places: list[tuple[int, int | None]] = [(self._place.pid, self._place.descriptor)]
         key = memory_key()
         if key != self._place.key:
             session = current()
-            holders = [peer.pid for peer in session.peers if peer.memory_key == key]
-            if not holders:
+            places = [(peer.pid, None) for peer in session.peers if peer.memory_key == key]  # the lowest has it first
+            if not places:
                 raise UsageError(
                     f"{self!r} is not on host {session.host}, but on the hosts of the job that shared it, for "
                     "processes of the same user there"
                 )
-            pid, descriptor = holders[0], None
-        try:
-            return open_block(self._number, pid, descriptor, writable=self.writable)
-        except OSError as exc:
-            raise UsageError(
-                f"{self!r} is gone ({exc}): its last handle on rank 0 died, or rank 0 did; keep the handle until "
-                "the tasks that use it have ended"
-            ) from exc
+        error: OSError | None = None
+        for pid, descriptor in places:
+            try:
+                return open_block(self._number, pid, descriptor, writable=self.writable)
+            except OSError as exc:
+                error = error or exc
+        raise UsageError(
+            f"{self!r} is gone ({error}): its last handle on rank 0 died, or rank 0 did; keep the handle until "
+            "the tasks that use it have ended"
+        ) from error
 
     def release(self) -> None:
         """Give the memory back now, also where other references to this handle are left; in a task: let go of it."""

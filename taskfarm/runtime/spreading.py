@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
-from taskfarm.errors import InternalError, UsageError
+from taskfarm.errors import InternalError, UsageError, WorkerLostError
+from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.crews import hall_of
 from taskfarm.runtime.receiving import ShareOption
 from taskfarm.runtime.session import Session
@@ -22,8 +24,9 @@ PIECE_BYTES = 1 << 24  # 16 MB: on the way along the tree, the last host has the
 
 
 def other_holders(session: Session) -> list[int]:
-    """Return the ranks that hold blocks for their hosts, one for each but rank 0's: the lowest."""
-    first = {peer.memory_key: peer.rank for peer in reversed(session.peers)}
+    """Return the ranks that hold blocks for their hosts, one for each but rank 0's: the lowest that lives."""
+    lost = session.controller.lost if session.controller is not None else {}
+    first = {peer.memory_key: peer.rank for peer in reversed(session.peers) if peer.rank not in lost}
     return sorted(rank for rank in first.values() if rank)
 
 
@@ -34,6 +37,8 @@ def spread(session: Session, handle: Shared[object], block: Block, others: list[
     ------
     UsageError
         If a host has no memory for it; in another thread than the session's.
+    WorkerLostError
+        If one of these ranks dies meanwhile.
     """
     session.check_caller("share")
     crew, controller = hall_of(session, None).crew, session.controller
@@ -52,12 +57,20 @@ def spread(session: Session, handle: Shared[object], block: Block, others: list[
         for start in range(0, block.size_bytes, PIECE_BYTES):
             piece = memory[start : start + PIECE_BYTES]
             transport.send_to(ours, Frame(Kind.SHARE, block.number, start, ShareOption.PIECE, b"", [piece]))
-        controller.serve_until(lambda: len(answers) == len(others), math.inf)
+        controller.serve_until(lambda: len(answers) == len(others) or bool(_died(controller, others)), math.inf)
+    if len(answers) < len(others):
+        handle.release()
+        rank, how = _died(controller, others)[0]
+        raise WorkerLostError(f"share: rank {rank} {how} while it took in the data; call share again", [rank])
     failures = {rank: text for rank, text in answers.items() if text}
     if failures:
         handle.release()
         rank, text = min(failures.items())
         raise UsageError(f"share: host {session.peers[rank].host} has no memory for {block.size_bytes} bytes: {text}")
+
+
+def _died(controller: Controller, holders: Sequence[int]) -> list[tuple[int, str]]:
+    return [(rank, controller.lost[rank]) for rank in holders if rank in controller.lost]
 
 
 def _on_shared(number: int, answers: dict[int, str], source: int, frame: Frame) -> None:
