@@ -120,6 +120,10 @@ def main(sock: socket.socket, page: Page) -> None:
         identity.host, registry, session.config, lambda: None, lambda: 0, lambda: lambda call, text: None
     )
     worker = _TaskWorker(transport, surroundings, page, identity.debug)
+    if session.config.log or session.config.forward_logs:
+        from taskfarm.runtime import logs
+
+        logs.configure(session.config, transport, identity.host, worker)
     session.become_child(ChildWorld(identity), worker)
     try:
         worker.run()
