@@ -35,6 +35,43 @@ def test_each_face_tells_of_deaths_in_its_way(run_mpi: Launch[Result]) -> None:
     assert "was stopped for 3 s" in result.stderr
 
 
+def test_a_task_of_several_ranks_that_loses_one(run_mpi: Launch[Result]) -> None:
+    """It ends on the others, which wait for the dead inside MPI, and is tried again on ranks that are left."""
+    program = """
+    import os, signal
+    from taskfarm import Executor, task_comm
+    def die_once(path):
+        comm = task_comm()
+        if comm.rank == 1:
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        comm.barrier()
+        return comm.allreduce(1)
+    def die():
+        if task_comm().rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        task_comm().barrier()
+    with Executor() as executor:
+        pairs = executor.with_options(ranks=2)
+        print("before", pairs.submit(lambda: task_comm().allreduce(1)).result())
+        print("again", pairs.submit(die_once, os.path.abspath("died")).result())
+        print("plain", sum(executor.map(abs, range(100))))
+        print("error", pairs.with_options(retries=0).submit(die).exception())
+        print("left", executor.submit(pow, 2, 5).result())
+    """
+    result = run_mpi(program, 4, timeout_s=60, **SURVIVE).check(0)
+    told = dict(line.split(" ", 1) for line in result.stdout.splitlines())
+    assert told["before"] == told["again"] == "2", result.describe()
+    assert told["plain"] == "4950" and told["left"] == "32", result.describe()
+    assert told["error"].startswith(
+        "the task was lost once with the process that ran it: attempt 1, rank 3: was killed"
+    )
+
+
 FATAL = {
     "inside collective call 2": """
         import os, signal

@@ -203,6 +203,10 @@ def check_what_can_never_run_is_refused():
         EX.with_options(hosts="nowhere").submit(nap, 0)
     with raises(UsageError, match="ranks_in=\\[0\\]"):
         EX.with_options(ranks_in=0).submit(nap, 0)
+    with raises(UsageError, match="timeout_s=1: a task with ranks, hosts or tags"):
+        EX.with_options(ranks_in=1, timeout_s=1).submit(nap, 0)
+    with raises(UsageError, match="retry_on=OSError with ranks=2"):
+        EX.with_options(ranks=2, retry_on=OSError).submit(nap, 0)
     with raises(UsageError, match="ranks=99"):
         EX.with_options(ranks=99).submit(nap, 0)
     with raises(UsageError, match="color"):

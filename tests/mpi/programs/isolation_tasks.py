@@ -15,7 +15,7 @@ import numpy as np
 from tf_checks import equal, eventually, holds, raises, run_checks
 
 import taskfarm
-from taskfarm import Executor, TaskTimeoutError, WorkerLostError
+from taskfarm import Executor, TaskTimeoutError, UsageError, WorkerLostError, task_comm
 from taskfarm.runtime.surroundings import expected_world_size
 
 EX: Executor
@@ -272,6 +272,26 @@ def check_an_executor_inside():
             return list(executor.map(abs, range(-5, 0)))
 
     equal(EX.submit(inside).result(LIMIT_S), [5, 4, 3, 2, 1])
+
+
+def check_a_placed_task_runs_in_the_rank():
+    """It has MPI, and what lives there; so it cannot be killed."""
+    child = EX.with_options(retries=0).submit(os.getpid).result(LIMIT_S)
+    view = EX.with_options(ranks_in=1)
+    rank = view.submit(os.getpid).result(LIMIT_S)
+    holds(rank != child, "not in a child")
+    equal(view.submit(lambda: os.getpid()).result(LIMIT_S), rank)  # a function that the rank has not had
+    equal(EX.submit(lambda: 7).result(LIMIT_S), 7)
+    with raises(UsageError, match="timeout_s=1: a task with ranks, hosts or tags"):
+        EX.with_options(ranks_in=1, timeout_s=1).submit(abs, 1)
+    if (expected_world_size(os.environ) or 1) > 2:
+        equal(EX.with_options(ranks=2).submit(lambda: task_comm().allreduce(1)).result(LIMIT_S), 2)
+
+
+def check_shared_data_in_a_child():
+    with taskfarm.share(np.arange(100_000.0)) as shared:
+        equal(EX.submit(lambda: float(shared.value.sum())).result(LIMIT_S), 4999950000.0)
+        equal(list(EX.map(lambda i: float(shared.value[i]), range(50))), [float(i) for i in range(50)])
 
 
 if __name__ == "__main__":
