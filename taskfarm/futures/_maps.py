@@ -119,7 +119,7 @@ class MapJob:
                 if room <= 0:
                     return
                 began = self._crew.clock()
-                if began - started > READ_S and self._n_held:
+                if began - started > READ_S and self._n_held and self._buffersize is None:
                     return
                 self._read(self._piece(room))
                 if self._n_read >= FEW:
@@ -318,6 +318,8 @@ class MapJob:
 
     def on_results(self, start: int, results: Results) -> None:
         self._stock.on_done(start, results.n)
+        if not results.n:
+            return
         if (journal := self._journal) is not None:
             self._crew.deliver_later(lambda: journal.on_results(start, results))
         self._hold(start, results)

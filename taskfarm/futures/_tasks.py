@@ -178,8 +178,6 @@ class TaskJob:
             for index in range(start, stop):
                 del self._tasks[index]
             return None
-        if len(bodies) == 1:
-            return Parcel(bodies[0], buffers, BatchOption.ONE_TASK, needs, borrows, limits)
         if buffers:
             option |= BatchOption.BUFFERS
             return Parcel(
@@ -192,7 +190,9 @@ class TaskJob:
         if not task.begin():
             del self._tasks[index]
             return None
-        return Parcel(task.body, task.buffers, _ONE_TASK, () if task.known is None else (task.known,), task.borrows)
+        needs = () if task.known is None else (task.known,)
+        limits = () if task.options is None else task.options.limits
+        return Parcel(task.body, task.buffers, _ONE_TASK, needs, task.borrows, limits)
 
     def on_results(self, start: int, results: Results) -> None:
         if not results.n:

@@ -143,6 +143,7 @@ class BatchRunner:
         self._kept: dict[int, list[object]] = {}
         self._give_back_s = give_back_s(transport.size - 1)
         self._ended = self._clock()
+        self._late = False  # the last batch took much longer than rank 0 had expected
 
     # Jobs
 
@@ -196,10 +197,14 @@ class BatchRunner:
         if job.fn is None:
             self._reply(frame.a, 0, job.reply, (0.0, gap_s), job.failure, ())
             return
+        option = frame.option & ~(_LONG | _FRESH)
+        if self._late and not frame.option & _FRESH:  # dealt in the belief that this worker was not
+            self._reply(frame.a, 0, ReplyOption.RESULTS, (0.0, gap_s), b"", ())
+            return
+        self._late = False
         progress = self._progress
         if progress is not None:
             progress.begin(frame.a)
-        option = frame.option
         unit = 1
         if option == _ONE_TASK:
             items = [(frame.body, frame.buffers, self)]
@@ -213,7 +218,7 @@ class BatchRunner:
             items, unit = outcome.value if option & _CHUNKS else (outcome.value, 1)
             del outcome
         marked = items if progress is None else _marked(items, progress, self._clock)
-        calls: Iterator[Any] = starmap(job.fn, marked) if option & BatchOption.STAR else map(job.fn, marked)
+        calls: Iterator[Any] = starmap(job.fn, marked) if option & _STAR else map(job.fn, marked)
         results, failures = self._run_items(calls, len(items), started + self._give_back_s, unit)
         del items, marked, calls
         if progress is not None:
@@ -222,6 +227,9 @@ class BatchRunner:
         reply, packed = pack_results(results, failures, self._encode)
         del results
         self._ended = self._clock()
+        if self._ended - started >= self._give_back_s and not frame.option & _LONG:
+            self._late = True
+            reply |= ReplyOption.LATE
         self._reply(frame.a, n_done, reply, (self._ended - started, gap_s), packed.body, packed.buffers)
         flush_output()  # while the reply is on its way
 

@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 FOLLOW_S = 0.01  # between two tries of a waiting thread to lead; the leader notifies it of results sooner
 LOOK_EVERY_S = 200e-6  # calls in quick succession do not each look for results
-# Hot path: see `taskfarm.fast`.
-_APART, _LATE, _LONG, _FRESH = ReplyOption.APART, ReplyOption.LATE, int(BatchOption.LONG), int(BatchOption.FRESH)
 _MISSES = 2  # a first MPI probe may only make progress and let the second one see the message (MPICH 5)
 
 

@@ -24,7 +24,16 @@ from taskfarm.runtime.runner import flush_output, print_error
 from taskfarm.runtime.session import STUCK_STATUS, Phase, Session, current
 from taskfarm.runtime.surroundings import expected_world_size
 
-__all__ = ["COMM_ROOT_KEY", "Hall", "current_crew", "hall_of", "in_comm_executor", "is_mpi_job", "part_ranks"]
+__all__ = [
+    "COMM_ROOT_KEY",
+    "Hall",
+    "catch_up",
+    "current_crew",
+    "hall_of",
+    "in_comm_executor",
+    "is_mpi_job",
+    "part_ranks",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +118,7 @@ class Hall:
     def drain(self) -> None:
         """Return when nothing is under way: another face is about to talk to the workers."""
         crew = self.crew
+        catch_up(crew, math.inf)
         while not (crew.is_at_rest() or crew.closed):
             crew.wait(crew.is_at_rest, time.monotonic() + LOOK_FOR_STUCK_S)
             self._end_if_stuck()

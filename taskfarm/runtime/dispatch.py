@@ -16,6 +16,7 @@ from taskfarm.runtime.functions import FunctionBook
 from taskfarm.runtime.jobs import Job, Parcel, Supplies
 from taskfarm.runtime.limits import pack_limits
 from taskfarm.runtime.losses import lose_worker, take_loss
+from taskfarm.runtime.options import BatchOption
 from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import decode_failure, run
 from taskfarm.runtime.team_desk import TeamDesk
@@ -25,6 +26,9 @@ from taskfarm.wire.frames import Frame, Kind
 __all__ = ["Clock", "Dispatch"]
 
 Clock = Callable[[], float]
+
+# Hot path: see `taskfarm.fast`.
+_APART, _LATE, _LONG, _FRESH = ReplyOption.APART, ReplyOption.LATE, int(BatchOption.LONG), int(BatchOption.FRESH)
 
 
 class Dispatch:
@@ -83,7 +87,7 @@ class Dispatch:
         self.supplies.lose(rank)
         lose_worker(self.dealer, self._jobs, rank, how)
         self.desk.on_worker_lost(rank, how)
-        if not self.dealer.workers:
+        if not self.dealer.lanes.workers:
             self.broken = WorkerLostError("no worker is left", self.workers)
             for job in list(self._jobs.values()):
                 job.on_broken(WorkerLostError("no worker is left", self.workers))
@@ -112,7 +116,8 @@ class Dispatch:
             send(worker, missing)
         if parcel.limits:
             send(worker, Frame(Kind.LIMIT, batch.number, 0, 0, pack_limits(parcel.limits)))
-        frame = Frame(Kind.BATCH, batch.number, job.number, parcel.option, parcel.body, parcel.buffers)
+        option = parcel.option | batch.is_long * _LONG | batch.is_fresh * _FRESH
+        frame = Frame(Kind.BATCH, batch.number, job.number, option, parcel.body, parcel.buffers)
         (self.transport.send_or_copy if parcel.borrows else send)(worker, frame)
 
     def _on_batch_done(self, source: int, frame: Frame) -> None:
@@ -122,12 +127,13 @@ class Dispatch:
             raise ProtocolError(f"batch {frame.a} is not under way at rank {source}")
         job = self._jobs.get(batch.job)
         n_items = batch.stop - batch.start
-        if frame.option <= ReplyOption.APART:
+        late, form = frame.option & _LATE, frame.option & ~_LATE
+        if form <= _APART:
             self.n_done += frame.b
-            results = Results(frame.b, report.body, frame.buffers, frame.option)
-            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes)
+            results = Results(frame.b, report.body, frame.buffers, form)
+            self.dealer.on_done(batch.number, frame.b, report.seconds, report.gap_s, results.size_bytes, bool(late))
             self.desk.placer.on_plain_work(report.seconds)
-            if job is not None and frame.b:
+            if job is not None:
                 job.on_results(batch.start, results)
             return
         if frame.option == ReplyOption.LOST:

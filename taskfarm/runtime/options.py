@@ -57,6 +57,8 @@ class BatchOption(IntEnum):
     BUFFERS = 4  #: tasks with raw buffers: the body says how many belong to each
     CHUNKS = 8  #: the items come with a number, so many of them stay together
     ONE_TASK = 16  #: the body is the pickle of a single task
+    LONG = 32  #: the batch is expected to take long
+    FRESH = 64  #: rank 0 knows that the worker was late
 
 
 class TeamReply(IntEnum):

@@ -34,6 +34,7 @@ class ReplyOption:
     UNREADABLE = 3  #: the failure that unpacking the batch, or its function, raised
     BROKEN = 4  #: the failure of the initializer
     LOST = 5  #: the task child died: position of the item that was being run, cause (`LossCause`), what happened
+    LATE = 8  #: added to one of the first three: the worker gives back all batches until a fresh one
 
 
 def pack_results(

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from taskfarm.errors import ProtocolError
 from taskfarm.scheduling.lanes import Lane, Lanes
-from taskfarm.scheduling.pacing import MIN_LOOK_AHEAD, RETRIES, JobPace, Loss
+from taskfarm.scheduling.pacing import LONG_PART, MIN_LOOK_AHEAD, RETRIES, UNKNOWN_S, JobPace, Loss, give_back_s
 
 __all__ = ["Batch", "Dealer", "LostBatch"]
 
@@ -47,9 +47,9 @@ class Batch(NamedTuple):
     Attributes
     ----------
     is_long : bool
-        Whether it is expected to take so long that the worker need not wonder.
+        Whether it is expected to take long.
     is_fresh : bool
-        Whether it is the first that was dealt to its worker since that has said it was late.
+        Whether it is the first one since it is known that the worker was late.
     """
 
     number: int
@@ -57,6 +57,8 @@ class Batch(NamedTuple):
     worker: int
     start: int
     stop: int
+    is_long: bool = False
+    is_fresh: bool = False
 
 
 class LostBatch(NamedTuple):
@@ -154,6 +156,7 @@ class Dealer:
             If there is no such batch, or it does not have so many items.
         """
         batch, ahead_s = self._landed(number, n_done)
+        self.lanes[batch.worker].was_late |= late
         if n_done and (job := self._jobs.get(batch.job)) is not None:
             job.on_results(n_done, size_bytes)
         self._learn(batch, n_done, seconds, gap_s, ahead_s, batch.start + n_done)
@@ -236,7 +239,7 @@ class Dealer:
                 self._put_back(job, [(item, item + 1) for item in range(batch.start, batch.stop)])
             else:
                 job.forget(batch.start, batch.stop)
-        self._place(self.lanes[batch.worker])
+        self._replace(batch)
         return batch
 
     def on_void(self, number: int) -> Batch:
@@ -245,7 +248,7 @@ class Dealer:
         job = self._jobs.get(batch.job)
         if job is not None:
             job.forget(batch.start, batch.stop)
-        self._place(self.lanes[batch.worker])
+        self._replace(batch)
         return batch
 
     def drop_waiting(self, number: int) -> list[tuple[int, int]]:
@@ -286,7 +289,7 @@ class Dealer:
                 del self._turn[number]
             self._n_dealt += 1
             expected_s = job.expected_s(stop - start)
-            is_long = LONG_PART * give_back_s(len(self._lanes)) < expected_s < UNKNOWN_S
+            is_long = LONG_PART * give_back_s(len(self.lanes)) < expected_s < UNKNOWN_S
             batch = Batch(self._n_dealt, number, lane.worker, start, stop, is_long, lane.was_late)
             lane.was_late = False
             self.flying[batch.number] = batch
@@ -315,11 +318,6 @@ class Dealer:
         """Return how many items of a job are available and not dealt."""
         job = self._jobs.get(number)
         return 0 if job is None else job.n_waiting
-
-    @property
-    def workers(self) -> list[int]:
-        """The workers that are not lost."""
-        return self.lanes.workers
 
     def losses(self, number: int, item: int) -> Sequence[Loss]:
         """Return the attempts of an item that were lost; empty once it has ended."""
@@ -373,7 +371,8 @@ class Dealer:
             if not job.n_flying and not job.n_waiting:
                 job.forget_pace()
         lane = self.lanes[batch.worker]
-        lane.adapt(seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
+        if n_done:
+            lane.adapt(seconds, 0.0 if batch.number == lane.first else gap_s, ahead_s)
         self._place(lane)
 
     def _put_back(self, job: JobPace, ranges: Sequence[tuple[int, int]]) -> None:
@@ -387,6 +386,12 @@ class Dealer:
             job.n_waiting += len(items)
             self._n_doubtful += len(items)
             self._turn.setdefault(job.number, job)
+
+    def _replace(self, batch: Batch) -> None:
+        """Place the worker of a batch that was perhaps never sent: if it was to be the fresh one, the next one is."""
+        lane = self.lanes[batch.worker]
+        lane.was_late |= batch.is_fresh
+        self._place(lane)
 
     def _place(self, lane: Lane) -> None:
         self.lanes.place(lane, has_waiting=bool(self._turn))

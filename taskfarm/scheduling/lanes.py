@@ -15,7 +15,8 @@ class Lane:
     """What is known of one worker."""
 
     __slots__ = (
-        "dealt", "first", "flying_s", "index", "is_reserved", "least", "n_flying", "rested", "until", "way_s", "worker",
+        "dealt", "first", "flying_s", "index", "is_reserved", "least", "n_flying", "rested", "until", "was_late",
+        "way_s", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: int, index: int) -> None:
@@ -26,6 +27,7 @@ class Lane:
         self.flying_s = 0.0  # how long these should take
         self.rested = True  # there was nothing for it to do
         self.first = 0  # number of the batch that ended that
+        self.was_late = False  # and has been dealt nothing since
         self.way_s = 0.0  # from the end of a batch until one that is dealt then can begin
         self.dealt = 0.0  # when the last batch was dealt
         self.is_reserved = False  # for the one item that it has, which may cost it its life

@@ -24,6 +24,7 @@ __all__ = [
 TARGET_S = 2e-3
 HANDLING_S = 50e-6  # of rank 0 per batch and worker, with room to spare: more than 40 workers get longer batches
 GIVE_BACK = 5  # a batch that has taken so many times the target was dealt on a wrong guess
+LONG_PART = 0.25  # of that time: a batch that is expected to take as much may well take all of it
 LONG_S = 50e-3  # a batch from here on loses less than 1 % by the way to rank 0 and back, even if that is busy
 LOOK_AHEAD_S = 0.1  # work per worker to have ready, since whoever supplies the items may be busy with something else
 UNKNOWN_S = 1e3  # taken for a batch of which nothing is known: nothing is sent behind it

@@ -120,7 +120,7 @@ class _Site:
     def on_report(self, now: float, batch: Batch, report: _Report) -> None:
         """Handle a worker's report."""
         self.free_at = max(self.free_at, now) + self._clock.handling_s
-        self._dealer.on_done(batch.number, *report)
+        self._dealer.on_done(batch.number, report.n_done, report.seconds, report.gap_s, late=report.late)
         self.n_ended += report.n_done
         self.seconds += report.seconds
 
@@ -129,6 +129,9 @@ class _Site:
             return
         batch = worker.waiting.popleft()
         worker.is_running = True
+        if worker.late and not batch.is_fresh:
+            self._clock.push(now, _Step.ENDS, self, batch, _Report())
+            return
         gap_s = now - worker.idle_since
         seconds, n_done = 0.0, 0
         while batch.start + n_done < batch.stop and (seconds < self._give_back_s or n_done % self._unit):
@@ -136,7 +139,8 @@ class _Site:
             n_done += 1
         self._clock.busy_s += seconds
         self._clock.waited_s += gap_s
-        self._clock.push(now + seconds, _Step.ENDS, self, batch, _Report(n_done, seconds, gap_s))
+        worker.late = seconds >= self._give_back_s and not batch.is_long
+        self._clock.push(now + seconds, _Step.ENDS, self, batch, _Report(n_done, seconds, gap_s, worker.late))
 
 
 class _Clock:

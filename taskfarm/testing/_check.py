@@ -38,7 +38,7 @@ def check_crew(crew: Crew, alive: Collection[int]) -> None:
         crew.controller.farm.check_invariants()
     except (AssertionError, TaskfarmError) as exc:
         raise SimulationFailed(f"the tables contradict each other: {exc!r}") from exc
-    demand(set(dealer.workers) >= set(alive), "a living worker has no lane")
+    demand(set(dealer.lanes.workers) >= set(alive), "a living worker has no lane")
 
 
 def check_end(crew: Crew) -> None:

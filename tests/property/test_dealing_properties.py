@@ -67,7 +67,7 @@ def test_every_item_ends_once_whoever_is_lost(data: st.DataObject) -> None:
         list(dealer.deal())
         dealer.check_invariants()
         batch = dealer.flying[data.draw(st.sampled_from(sorted(dealer.flying)))]
-        if len(dealer.workers) > 1 and data.draw(st.integers(0, 3)) == 0:
+        if len(dealer.lanes.workers) > 1 and data.draw(st.integers(0, 3)) == 0:
             for lost in dealer.on_worker_lost(batch.worker, "gone"):
                 assert all(len(story) == retries + 1 for story in lost.failed.values())
                 ended += lost.failed

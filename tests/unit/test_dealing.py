@@ -279,7 +279,7 @@ def test_what_a_lost_worker_had_is_dealt_again_but_not_to_it(dealer: Dealer) -> 
     under_way = run_all(dealer, 3)
     had = [batch for batch in under_way if batch.worker == 1]
     assert dealer.on_worker_lost(1, "killed by SIGKILL") == [LostBatch(batch, {}) for batch in had]
-    assert dealer.workers == [2]
+    assert dealer.lanes.workers == [2]
     items = [item for batch in had for item in range(batch.start, batch.stop)]
     again = []
     while len(again) < len(items):

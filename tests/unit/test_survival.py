@@ -331,7 +331,7 @@ def test_a_crew_goes_on_until_nobody_is_left(farm: LocalFarm) -> None:
         assert crew.broken is None
         lose(farm, rank)
         crew.post(lambda: None)
-        assert crew.dealer.workers == list(range(rank + 1, 4))
+        assert crew.dealer.lanes.workers == list(range(rank + 1, 4))
     assert isinstance(crew.broken, WorkerLostError)
 
 
