@@ -304,6 +304,9 @@ class MarkHandler(logging.Handler):
         """Mark one record, unless it was made, and marked, on another rank."""
         if getattr(record, "rank", self._recorder.rank) == self._recorder.rank:
             self._recorder.mark(getattr(record, "event", None) or record.levelname.lower(), record.getMessage())
+        # A program that has not set up logging is shown warnings only where there is no handler; here is this one.
+        if logging.lastResort is not None and not logging.getLogger().handlers:
+            logging.lastResort.handle(record)
 
 
 def untimed(fn: Callable[..., Any]) -> Callable[..., Any] | None:

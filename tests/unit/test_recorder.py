@@ -135,6 +135,15 @@ def test_warnings_that_are_logged_become_marks() -> None:
     ]
 
 
+def test_warnings_are_still_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program that has not set up logging sees them on standard error, as without a trace."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logger = logging.getLogger("taskfarm.test_recorder")
+    monkeypatch.setattr(logger, "handlers", [MarkHandler(Recorder(1, "host"))])
+    logger.warning("rank 1: one line")
+    assert capsys.readouterr().err == "rank 1: one line\n"
+
+
 def test_the_file_of_many_ranks_stays_readable() -> None:
     assert [max_spans(size) for size in (1, 4, 64, 100_000)] == [100_000, 100_000, 7812, 2000]
 
