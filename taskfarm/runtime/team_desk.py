@@ -73,33 +73,50 @@ class PlacedTask(Protocol):
         """Note that it has ended on all ranks; `results` is empty if it failed."""
 
 
+class _Wanted:
+    """A task that has not ended: what it needs, and how often it was lost.
+
+    Each attempt has a number of its own for the placer, since the ranks that are left of a lost one may be in it still.
+    """
+
+    __slots__ = ("allowed", "attempt", "losses", "n_workers", "number", "task")
+
+    def __init__(self, number: int, task: PlacedTask, n_workers: int, allowed: frozenset[int] | None) -> None:
+        self.number = number
+        self.task = task
+        self.n_workers = n_workers
+        self.allowed = allowed
+        self.attempt = 0
+        self.losses: list[Loss] = []
+
+
 class _Run:
-    """A task that runs."""
+    """An attempt of a task that runs."""
 
     __slots__ = (
         "failed",
         "failed_at",
         "left",
-        "loss",
+        "lost",
         "n_met",
         "n_unmatched",
         "number",
         "results",
-        "task",
         "told",
         "uncounted",
+        "wanted",
         "workers",
     )
 
-    def __init__(self, number: int, task: PlacedTask, workers: tuple[int, ...]) -> None:
+    def __init__(self, number: int, wanted: _Wanted, workers: tuple[int, ...]) -> None:
         self.number = number
-        self.task = task
+        self.wanted = wanted
         self.workers = workers
         self.left = set(workers)
         self.results: dict[int, tuple[Buffer, Sequence[Buffer]]] = {}
         self.failed = False
         self.failed_at = math.inf
-        self.loss: Loss | None = None
+        self.lost = False  # another attempt is made, or was the last; what is left of this one matters to nobody
         self.told = False
         self.uncounted = False
         self.n_met = 0
@@ -127,13 +144,13 @@ class TeamDesk:
         self.tags = controller.tags
         self.placer = Placer(crew.dealer, self.hosts)
         self._numbers = count(1)
+        self._attempts = count(1)
         self._run_numbers = count(1)
         self._team_numbers = count(1)
-        self._waiting: dict[int, PlacedTask] = {}
-        self._needs: dict[int, tuple[int, frozenset[int] | None]] = {}  # of tasks that have not ended: see `add`
-        self._losses: dict[int, list[Loss]] = {}  # of attempts that were lost, by task number
+        self._wanted: dict[int, _Wanted] = {}  # by number of the task
+        self._waiting: dict[int, _Wanted] = {}  # by number of the attempt
         self._runs: dict[int, _Run] = {}
-        self._placed: dict[int, int] = {}  # run number to task number
+        self._placed: dict[int, int] = {}  # run number to number of the attempt
         self._teams: OrderedDict[tuple[int, ...], int] = OrderedDict()  # least recently used first
         controller.add_handler(Kind.TEAM_DONE, self._on_done)
 
@@ -141,47 +158,66 @@ class TeamDesk:
 
     def add(self, task: PlacedTask, n_workers: int, allowed: frozenset[int] | None) -> int:
         """Take a task for `n_workers` of the workers `allowed`; return its number."""
-        number = next(self._numbers)
-        self.placer.add(number, n_workers, allowed)
-        self._waiting[number] = task
-        self._needs[number] = n_workers, allowed
-        return number
+        wanted = _Wanted(next(self._numbers), task, n_workers, allowed)
+        self._queue(wanted)
+        self._wanted[wanted.number] = wanted
+        return wanted.number
+
+    def _queue(self, wanted: _Wanted) -> None:
+        attempt = next(self._attempts)
+        self.placer.add(attempt, wanted.n_workers, wanted.allowed)
+        wanted.attempt = attempt
+        self._waiting[attempt] = wanted
 
     def drop(self, number: int) -> bool:
         """Forget a task that has not started; False if it has."""
-        if self._waiting.pop(number, None) is None:
+        wanted = self._wanted.get(number)
+        if wanted is None or self._waiting.pop(wanted.attempt, None) is None:
             return False
-        self._forget(number)
-        return self.placer.drop(number)
-
-    def _forget(self, number: int) -> None:
-        self._needs.pop(number, None)
-        self._losses.pop(number, None)
+        del self._wanted[number]
+        return self.placer.drop(wanted.attempt)
 
     def on_worker_lost(self, rank: int, how: str) -> None:
         """Take in that a worker is gone: what it ran is tried again, and what nobody can run now has failed."""
-        self.hosts.pop(rank, None)
-        nobody_left = self.placer.on_worker_lost(rank)
-        for number in nobody_left:
-            task = self._waiting[number]
-            self.drop(number)
-            task.on_start()
-            task.on_failed(
-                WorkerLostError(f"no workers are left that could run the task, since rank {rank} {how}", [rank])
-            )
-            task.on_over([])
+        del self.hosts[rank]
+        for attempt in self.placer.on_worker_lost(rank):
+            wanted = self._waiting[attempt]
+            self.drop(wanted.number)
+            text = f"no workers are left that could run the task, since rank {rank} {how}"
+            self._fail(wanted.task, WorkerLostError(text, [rank]))
         running = {run.workers for run in self._runs.values()}
         for workers in [workers for workers in self._teams if rank in workers and workers not in running]:
             self._forget_team(workers, TeamForget.KEEP)
         for run in [run for run in self._runs.values() if rank in run.workers]:
-            run.loss = run.loss or Loss(rank, how)
             run.uncounted = run.failed = True
             run.failed_at = min(run.failed_at, self._crew.clock())
             run.left.discard(rank)
             for worker in run.left:
                 self._tell_losses(worker)
+            if not (run.lost or run.told):
+                run.lost = True
+                self._lose(run.wanted, Loss(rank, how))
             if not run.left:
                 self._end(run)
+
+    def _lose(self, wanted: _Wanted, loss: Loss) -> None:
+        """Have a task wait again whose attempt was lost, unless it has used up its retries, or too few are left."""
+        wanted.losses.append(loss)
+        if len(wanted.losses) <= wanted.task.retries:
+            try:
+                self._queue(wanted)
+            except UsageError:
+                pass
+            else:
+                note_retry(loss.worker, loss.cause, 1)
+                return
+        del self._wanted[wanted.number]
+        self._fail(wanted.task, error_of_loss(LossCause.DEATH, wanted.losses))
+
+    def _fail(self, task: PlacedTask, error: BaseException) -> None:
+        if task.on_start():
+            task.on_failed(error)
+            task.on_over([])
 
     def stuck_ranks(self, failed_before: float) -> list[int]:
         """Return the ranks that are still in tasks that failed before then, if nothing else is under way or waits."""
@@ -227,15 +263,16 @@ class TeamDesk:
 
     def _start(self, placement: Placement, now: float) -> bool:
         """Send a task to its ranks; False if it was cancelled."""
-        number, workers = placement
-        task = self._waiting.pop(number)
+        attempt, workers = placement
+        wanted = self._waiting.pop(attempt)
+        task = wanted.task
         if not task.on_start():
-            self.placer.on_ended(number, now)
-            self._forget(number)
+            self.placer.on_ended(attempt, now)
+            del self._wanted[wanted.number]
             return False
-        run = _Run(next(self._run_numbers), task, workers)
+        run = _Run(next(self._run_numbers), wanted, workers)
         self._runs[run.number] = run
-        self._placed[run.number] = number
+        self._placed[run.number] = attempt
         for worker in workers:
             needs = () if task.known is None else (task.known,)
             for frame in self._crew.supplies.missing(worker, task.job, needs):
@@ -265,7 +302,7 @@ class TeamDesk:
     def _forget_team(self, workers: tuple[int, ...], what: int, n_met: int = 0, run: int = 0) -> None:
         number = self._teams.pop(workers, 0)
         frame = Frame(Kind.TEAM_FORGET, number, n_met, what, TEAM_REPORT.pack(run))
-        self._transport.send_to(workers, frame)
+        self._transport.send_to([worker for worker in workers if worker in self.hosts], frame)
 
     def _on_done(self, source: int, frame: Frame) -> None:
         run = self._runs.get(frame.a)
@@ -279,13 +316,11 @@ class TeamDesk:
         how = frame.option & ~TeamReply.UNCOUNTED
         if how == TeamReply.VALUE:
             run.results[source] = body, frame.buffers
-        elif (
-            how != TeamReply.ENDED and not run.told and run.loss is None
-        ):  # the first; ranks that it has ended may have reported before
-            run.told = True
+        elif how != TeamReply.ENDED and not (run.told or run.lost):
+            run.told = True  # the first one; ranks that it has ended may have reported before
             run.failed_at = self._crew.clock()
-            failure = decode_failure(body)
-            (run.task.on_broken if how == TeamReply.BROKEN else run.task.on_failed)(failure)
+            task, failure = run.wanted.task, decode_failure(body)
+            (task.on_broken if how == TeamReply.BROKEN else task.on_failed)(failure)
         run.failed |= how != TeamReply.VALUE
         if not run.left:
             self._end(run)
@@ -295,33 +330,16 @@ class TeamDesk:
         if run.failed or run.n_unmatched:
             what = TeamForget.KEEP if run.uncounted else TeamForget.TIDY
             self._forget_team(run.workers, what, run.n_met, run.number if run.failed else 0)
-        number = self._placed.pop(run.number)
-        self.placer.on_ended(number, self._crew.clock())
-        if run.loss is not None and not run.told:
-            self._lose(number, run.task, run.loss)
+        self.placer.on_ended(self._placed.pop(run.number), self._crew.clock())
+        if run.lost:
             return
-        self._forget(number)
+        task = run.wanted.task
+        del self._wanted[run.wanted.number]
         self._crew.n_done += 1
-        wanted = run.workers if run.task.wants_all else run.workers[:1]
-        run.task.on_over([] if run.failed else [run.results[worker] for worker in wanted])
-
-    def _lose(self, number: int, task: PlacedTask, loss: Loss) -> None:
-        """Have a task wait again whose attempt was lost, unless it has used up its retries, or nobody is left."""
-        story = self._losses.setdefault(number, [])
-        story.append(loss)
-        if len(story) <= task.retries:
-            try:
-                self.placer.add(number, *self._needs[number])
-            except UsageError:  # too few are left
-                pass
-            else:
-                self._waiting[number] = task
-                note_retry(loss.worker, loss.cause, 1)
-                return
-        self._forget(number)
-        task.on_failed(error_of_loss(LossCause.DEATH, story))
-        task.on_over([])
+        results = run.workers if task.wants_all else run.workers[:1]
+        task.on_over([] if run.failed else [run.results[worker] for worker in results])
 
     def _forget_objects(self) -> None:
         for number, ranks in self._registry.take_dead_placed():
-            self._transport.send_to(ranks, Frame(Kind.TEAM_FORGET, number, 0, TeamForget.OBJECT))
+            alive = [rank for rank in ranks if rank in self.hosts]
+            self._transport.send_to(alive, Frame(Kind.TEAM_FORGET, number, 0, TeamForget.OBJECT))

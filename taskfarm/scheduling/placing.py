@@ -93,9 +93,7 @@ class Placer:
     # Events
 
     def add(self, number: int, n_workers: int, allowed: frozenset[int] | None = None) -> None:
-        """Take a task for `n_workers` of the workers `allowed` (None: of all).
-
-        It has a higher number than any before, or one that has ended, and is tried again.
+        """Take a task, numbered higher than any before, for `n_workers` of the workers `allowed` (None: of all).
 
         Raises
         ------

@@ -251,28 +251,40 @@ def test_objects_go_with_their_last_handle() -> None:
 
 
 def test_a_task_is_tried_again_when_a_rank_dies() -> None:
-    """The others are told and wait for nobody; when they have answered, it starts elsewhere, as often as it may."""
+    """At once, on ranks that live; the others of the lost attempt are told, and keep their slots until they answer."""
+    desk = Desk()
+    task = Task()
+    first = started(desk, task)
+    desk.lose(1)
+    assert desk.told == [2]
+    desk.desk.place(0.0)
+    frames = desk.take(Kind.TEAM_TASK)
+    assert [dest for dest, _ in frames] == [3, 4]
+    desk.answer(2, first, TeamReply.ENDED)
+    assert [(dest, frame.option) for dest, frame in desk.take(Kind.TEAM_FORGET)] == [(2, TeamForget.KEEP)]
+    assert (task.failures, task.results) == ([], None)
+    desk.desk.placer.check_invariants()
+    desk.lose(4)
+    [error] = task.failures
+    assert str(error) == (
+        "the task was lost 2 times with the process that ran it: attempt 1, rank 1: died; attempt 2, rank 4: died"
+    )
+    assert task.results == []
+    assert desk.desk.is_busy
+    desk.answer(3, frames[0][1].a, TeamReply.FAILED, failure("too late"))
+    assert len(task.failures) == 1
+    assert not desk.desk.is_busy
+    desk.desk.placer.check_invariants()
+
+
+def test_a_task_that_has_failed_is_not_tried_again() -> None:
+    """What one of its ranks raised counts, also if another one dies before all are through."""
     desk = Desk()
     task = Task()
     run = started(desk, task)
-    for rank, other in ((1, 2), (3, 2)):
-        desk.lose(rank)
-        assert desk.told.pop() == other
-        assert not desk.take(Kind.TEAM_TASK)
-        desk.answer(other, run, TeamReply.ENDED)
-        assert [frame.option for _, frame in desk.take(Kind.TEAM_FORGET)] == [TeamForget.KEEP] * 2
-        desk.desk.placer.check_invariants()
-        if rank == 1:
-            assert (task.failures, task.results) == ([], None)
-            desk.desk.place(0.0)
-            frames = desk.take(Kind.TEAM_TASK)
-            desk.take(Kind.FUNCTION)
-            assert [dest for dest, _ in frames] == [2, 3]
-            run = frames[0][1].a
-    [error] = task.failures
-    assert str(error) == (
-        "the task was lost 2 times with the process that ran it: attempt 1, rank 1: died; attempt 2, rank 3: died"
-    )
+    desk.answer(1, run, TeamReply.FAILED, failure("mine"))
+    desk.lose(2)
+    assert [str(one.message) for one in task.failures] == ["mine"]
     assert task.results == []
     assert not desk.desk.is_busy
 
@@ -286,8 +298,8 @@ def test_a_task_that_nobody_can_run_any_more_fails() -> None:
     desk.lose(3)
     assert str(waiting.failures[0]) == "no workers are left that could run the task, since rank 3 died"
     assert waiting.results == []
+    assert "attempt 1, rank 3: died" in str(running.failures[0])
     for rank in (1, 2, 4):
         desk.answer(rank, run, TeamReply.ENDED)
-    assert "attempt 1, rank 3: died" in str(running.failures[0])
     assert not desk.desk.is_busy
     desk.desk.placer.check_invariants()
