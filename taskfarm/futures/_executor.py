@@ -218,8 +218,7 @@ class Executor(std.Executor):
             The first failure is raised in its place, and what was not run is dropped, as it is when the iterator is
             closed. `shutdown` waits for what it has not yielded, and keeps the results for it.
         """
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
+        items, star = _joined(iterables)
         results = self._map(fn, items, star, timeout, chunksize, buffersize, in_order=True)
         return self._shown(results, progress, iterables)
 
@@ -233,8 +232,7 @@ class Executor(std.Executor):
         progress: Progress = False,
     ) -> Iterator[T]:
         """As `map`, but yield each result as it arrives."""
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
+        items, star = _joined(iterables)
         results = self._map(fn, items, star, timeout, chunksize, buffersize, in_order=False)
         return self._shown(results, progress, iterables)
 
@@ -298,7 +296,7 @@ class Executor(std.Executor):
             on_broken=partial(note_broken, weakref.ref(self)),
         )
         self._maps.add(job)
-        crew.post(lambda: crew.add_job(job, self._n_workers, chunksize or 1))
+        crew.post(lambda: crew.add_job(job, self._n_workers, job.unit))
         return job
 
     # asyncio
@@ -320,8 +318,7 @@ class Executor(std.Executor):
             for item in zip(*iterables, strict=False):
                 yield await self.asubmit(fn, *item)
             return
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
+        items, star = _joined(iterables)
         check_sizes(chunksize, buffersize)
         job = self._new_map(fn, items, star, chunksize, buffersize)
         loop = asyncio.get_running_loop()
@@ -370,7 +367,7 @@ class Executor(std.Executor):
         if wait:
             finish(self._tasks, self._maps, self._crew, time.monotonic() + limit_s)
             self._take_back()
-            if self._tasks.is_idle and self._hall is not None:
+            if self._tasks.is_idle:
                 self._crew.post(partial(self._crew.end_job, self._tasks))
                 self._crew.post(partial(self._crew.forget, self._initializer.number))
         if wait and not self._has_left:
@@ -384,6 +381,13 @@ class Executor(std.Executor):
         else:
             self.shutdown(wait=True)
         return None
+
+
+def _joined(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], bool]:
+    """Return the items of a map, and whether each is the positional arguments of a call."""
+    if len(iterables) == 1:
+        return iterables[0], False
+    return zip(*iterables, strict=False), True
 
 
 def _set_soon(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -40,15 +39,7 @@ def main(words: Sequence[str]) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     session = current()
     transport = StreamTransport(rank, size, {0: adopt_socket(descriptor)})
-    surroundings = Surroundings(
-        socket.gethostname(),
-        session.registry,
-        session.config,
-        lambda: None,
-        lambda: 0,
-        lambda: lambda call, text: None,
-    )
-    session.worker = Worker(transport, surroundings)
+    session.worker = Worker(transport, Surroundings.without_calls(session.registry, session.config))
     status = 0
     try:
         session.worker.run()

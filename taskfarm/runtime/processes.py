@@ -67,11 +67,8 @@ class LocalProcesses:
                 self._children.append(_start(rank, n + 1, theirs))
                 theirs.close()
         self._transport = StreamTransport(0, n + 1, ours)
-        host = socket.gethostname()
-        surroundings = Surroundings(
-            host, session.registry, session.config, lambda: None, lambda: 0, lambda: lambda call, text: None
-        )
-        self.controller = Controller(self._transport, dict.fromkeys(self.ranks, host), surroundings)
+        surroundings = Surroundings.without_calls(session.registry, session.config)
+        self.controller = Controller(self._transport, dict.fromkeys(self.ranks, surroundings.host), surroundings)
         interrupts.defer_on_controller(self._transport)
 
     def stop(self, deadline: float) -> None:
