@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskfarm.futures._arguments import check_sizes
 from taskfarm.futures._future import set_soon
-from taskfarm.futures._mapping import MapMethods
+from taskfarm.futures._mapping import MapMethods, joined
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
 
@@ -60,8 +60,7 @@ class AsyncMethods(MapMethods):
             for item in zip(*iterables, strict=False):
                 yield await self.asubmit(fn, *item)
             return
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
+        items, star = joined(iterables)
         check_sizes(chunksize, buffersize)
         job = self._new_map(fn, items, star, chunksize, buffersize)
         loop = asyncio.get_running_loop()

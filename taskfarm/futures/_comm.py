@@ -7,7 +7,6 @@ alone: any rank may be the root, and all go on with the program behind the block
 from __future__ import annotations
 
 import concurrent.futures as std
-import socket
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -138,20 +137,10 @@ class MPICommExecutor:
         return False
 
 
-def _surroundings(session: Session) -> Surroundings:
-    return Surroundings(
-        socket.gethostname(),
-        session.registry,
-        session.config,
-        lambda: None,
-        lambda: 0,
-        lambda: lambda call, text: None,
-    )
-
-
 def _hall_over(session: Session, transport: Transport) -> Hall:
     ranks = range(1, transport.size)
-    controller = Controller(transport, dict.fromkeys(ranks, ""), _surroundings(session))
+    surroundings = Surroundings.without_calls(session.registry, session.config)
+    controller = Controller(transport, dict.fromkeys(ranks, ""), surroundings)
 
     def send_away(deadline: float) -> None:
         controller.quit_workers(deadline)
@@ -163,7 +152,8 @@ def _hall_over(session: Session, transport: Transport) -> Hall:
 
 
 def _serve(session: Session, transport: Transport) -> None:
-    before, session.worker = session.worker, Worker(transport, _surroundings(session))
+    surroundings = Surroundings.without_calls(session.registry, session.config)
+    before, session.worker = session.worker, Worker(transport, surroundings)
     try:
         session.worker.run()
         transport.close(float("inf"), lambda source, frame: None)

@@ -312,7 +312,7 @@ class Executor(AsyncMethods, std.Executor):
         )
         job.shared = self._sharing.take_pickled()
         self._maps.add(job)
-        crew.post(lambda: crew.add_job(job, self._n_workers, chunksize or 1))
+        crew.post(lambda: crew.add_job(job, self._n_workers, job.unit))
         return job
 
     # The end
@@ -343,7 +343,7 @@ class Executor(AsyncMethods, std.Executor):
         if wait:
             finish(self._tasks, self._maps, self._crew, time.monotonic() + limit_s)
             self._take_back()
-            if self._tasks.is_idle and self._hall is not None:
+            if self._tasks.is_idle:
                 self._crew.post(partial(self._crew.end_job, self._tasks))
                 self._crew.post(partial(self._crew.forget, self._initializer.number))
         if wait and not self._has_left:

@@ -11,9 +11,16 @@ from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._progress import Progress
 from taskfarm.futures._views import OptionTaker
 
-__all__ = ["MapMethods"]
+__all__ = ["MapMethods", "joined"]
 
 T = TypeVar("T")
+
+
+def joined(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], bool]:
+    """Return the items of a map, and whether each is the positional arguments of a call."""
+    if len(iterables) == 1:
+        return iterables[0], False
+    return zip(*iterables, strict=False), True
 
 
 class MapMethods(OptionTaker):
@@ -66,8 +73,7 @@ class MapMethods(OptionTaker):
             The first failure is raised in its place, and what was not run is dropped, as it is when the iterator is
             closed. `shutdown` waits for what it has not yielded, and keeps the results for it.
         """
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
+        items, star = joined(iterables)
         options = None if timeout_s is None else TaskOptions(timeout_s=timeout_s)
         results = self._map(
             fn, items, star, timeout, chunksize, buffersize, in_order=True, options=options, journal=journal, key=key
@@ -84,8 +90,7 @@ class MapMethods(OptionTaker):
         progress: Progress = False,
     ) -> Iterator[T]:
         """As `map`, but yield each result as it arrives."""
-        star = len(iterables) != 1
-        items = zip(*iterables, strict=False) if star else iterables[0]
+        items, star = joined(iterables)
         results = self._map(fn, items, star, timeout, chunksize, buffersize, in_order=False)
         return self._shown(results, progress, iterables)
 

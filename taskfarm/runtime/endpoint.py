@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Surroundings:
     renew_comm: Callable[[], None]
     n_comm_entries: Callable[[], int]
     start_watch: Callable[[], ReportFailure]
+
+    @classmethod
+    def without_calls(cls, registry: Registry, config: Config) -> Surroundings:
+        """Return those of a process that takes part in no collective calls: an executor's, outside of the session."""
+        return cls(socket.gethostname(), registry, config, lambda: None, lambda: 0, lambda: lambda call, text: None)
 
 
 class Endpoint:

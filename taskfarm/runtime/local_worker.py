@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -45,14 +44,7 @@ def main(words: Sequence[str]) -> None:
     if isolated:
         session.isolated, session.nursery = True, Nursery(task_child.main)
     transport = StreamTransport(rank, size, {0: adopt_socket(descriptor)})
-    surroundings = Surroundings(
-        socket.gethostname(),
-        session.registry,
-        session.config,
-        lambda: None,
-        lambda: 0,
-        lambda: lambda call, text: None,
-    )
+    surroundings = Surroundings.without_calls(session.registry, session.config)
     trace = "recorded" if traced else ""
     session.worker = worker = new_side(transport, {}, surroundings, trace, session.nursery).worker
     if worker is None:

@@ -67,12 +67,9 @@ class LocalProcesses:
                 ours[rank], theirs = socket.socketpair()
                 self._children.append(_start(rank, n + 1, theirs, session.isolated, bool(session.config.trace)))
                 theirs.close()
-        host = socket.gethostname()
-        surroundings = Surroundings(
-            host, session.registry, session.config, lambda: None, lambda: 0, lambda: lambda call, text: None
-        )
+        surroundings = Surroundings.without_calls(session.registry, session.config)
         config = session.config
-        hosts = dict.fromkeys(self.ranks, host)
+        hosts = dict.fromkeys(self.ranks, surroundings.host)
         self._transport, controller, _ = new_side(StreamTransport(0, n + 1, ours), hosts, surroundings, config.trace)
         if controller is None:
             raise InternalError("rank 0 without a controller")

@@ -116,9 +116,7 @@ def main(sock: socket.socket, page: Page) -> None:
     session = current(anew=True)
     registry = _ChildRegistry()
     session.registry = registry
-    surroundings = Surroundings(
-        identity.host, registry, session.config, lambda: None, lambda: 0, lambda: lambda call, text: None
-    )
+    surroundings = Surroundings.without_calls(registry, session.config)
     worker = _TaskWorker(transport, surroundings, page, identity.debug)
     if session.config.log or session.config.forward_logs:
         from taskfarm.runtime import logs

@@ -116,7 +116,9 @@ def test_interrupt(start_mpi: Launch[Job], n: int, wait_for: str) -> None:
     interrupt(job, lambda job: next(int(p.name[4:]) for p in job.log_dir.glob("pid-*")))
     result = job.finish(timeout_s=20)
     assert "KeyboardInterrupt" in result.stderr, result.describe()
-    assert result.status in (signal.SIGINT, 128 + signal.SIGINT), result.describe()  # as the launcher tells it
+    # As the launcher tells it: MPICH's joins the bits of all ranks, of which it may have killed some that were leaving.
+    told = (signal.SIGINT, 128 + signal.SIGINT, signal.SIGINT | signal.SIGKILL)
+    assert result.status in told, result.describe()
 
 
 def test_interrupt_that_the_program_survives(start_mpi: Launch[Job]) -> None:

@@ -61,41 +61,24 @@ def _tasks() -> Iterator[Row]:
 
 
 def _executor() -> Iterator[Row]:
-    target = Target(1.0, "without", plus=20.0)
     yield Row(
         "journal",
         "a map of empty tasks that keeps a journal",
         [3],
         US,
         executor.journaled,
-        target,
+        Target(1.0, "without", plus=20.0),
         _LEAST,
         least=_JOURNALED,
     )
-    target = Target(15.0, "mpi4py.futures", at_least=True)
-    yield Row(
-        "executor_submit",
-        "empty tasks, submitted, then gathered",
-        [2],
-        RATE,
-        executor.submitted,
-        target,
-        least=_LEAST_TASKS,
-    )
-    target = Target(1.0, "schwimmbad", at_least=True)
-    yield Row(
-        "executor_map_1",
-        "map of empty tasks, chunksize=1: a message each, but ours puts short chunks together",
-        [2],
-        RATE,
-        executor.one_by_one_map,
-        target,
-        least=_LEAST_TASKS,
-    )
-    target = Target(1.0, "mp.Pool", at_least=True)
-    yield Row(
-        "executor_map", "map of empty tasks, best batches", [2], RATE, executor.mapped, target, least=_LEAST_TASKS
-    )
+    in_messages = "map of empty tasks, chunksize=1: a message each, but ours puts short chunks together"
+    for name, about, make, limit, peer in (
+        ("submit", "empty tasks, submitted, then gathered", executor.submitted, 15.0, "mpi4py.futures"),
+        ("map_1", in_messages, executor.one_by_one_map, 1.0, "schwimmbad"),
+        ("map", "map of empty tasks, best batches", executor.mapped, 1.0, "mp.Pool"),
+    ):
+        target = Target(limit, peer, at_least=True)
+        yield Row(f"executor_{name}", about, [2], RATE, make, target, least=_LEAST_TASKS)
     target = Target(0.1, "mpi4py.futures")
     yield Row("executor_task", "submit(...).result() of an empty task", [2], US, executor.there_and_back, target)
     target = Target(0.2, "mpi4py.futures")
