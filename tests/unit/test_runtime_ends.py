@@ -148,7 +148,7 @@ def test_waiting_with_a_deadline_is_not_waiting_for_ever() -> None:
 # The end
 
 
-@pytest.mark.parametrize("deadline", [math.inf, time.monotonic() + 3600.0])
+@pytest.mark.parametrize("deadline", [math.inf, time.monotonic() + 3600.0], ids=["never", "late"])
 def test_tasks_that_wait_are_cut_off_at_the_end(farm: LocalFarm, deadline: float) -> None:
     """Tasks that wait for a message nobody sends, for ever or for long, do not keep the session from ending."""
     farm.spawn(receive, None, deadline, count=3)

@@ -47,7 +47,7 @@ class Shelf:
 FUNCTIONS = [double, len, math.sin, os.path.join, operator.attrgetter("x"), Shelf, Shelf.static, Shelf().method]
 
 
-@pytest.mark.parametrize("fn", [*FUNCTIONS, partial(double, 3)], ids=str)
+@pytest.mark.parametrize("fn", [*FUNCTIONS, partial(double, 3)], ids=lambda fn: getattr(fn, "__name__", "partial"))
 @pytest.mark.parametrize("args", [(), (1,), ("a", None, 2.5, b"x"), ([1, 2], {"k": 3}), (double, Shelf())])
 @pytest.mark.parametrize("kwargs", [{}, {"key": 1}, {"fn": double}])
 def test_work_travels(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
