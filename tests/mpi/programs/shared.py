@@ -135,7 +135,8 @@ def check_memory_is_held_once():
     before = pss_of_all()
     with taskfarm.share(np.ones(size // 8)) as shared:
         growth = pss_of_all(shared) - before
-        holds(size < growth + MB and growth < size + 24 * MB, f"{growth / MB:.1f} MB more for {size / MB:.0f} MB")
+        # Memory that other checks have left may be given back meanwhile.
+        holds(size - 8 * MB < growth < size + 24 * MB, f"{growth / MB:.1f} MB more for {size / MB:.0f} MB")
 
 
 def check_memory_is_given_back_with_the_last_handle():
