@@ -7,6 +7,7 @@ from typing import Any
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 
+from taskfarm.objects import _cells
 from taskfarm.runtime import interrupts
 from taskfarm.runtime.session import current
 
@@ -14,7 +15,11 @@ __all__ = ["start"]
 
 
 class _FarmKernel(IPythonKernel):  # type: ignore[misc]  # a class of an untyped package
-    """Lets an interrupt end a cell, but never tear a message apart."""
+    """Lets an interrupt end a cell, but never tear a message apart; knows ``%%collective``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shell.register_magic_function(_cells.collective, "cell")
 
     def pre_handler_hook(self, *args: Any) -> None:
         """Before each cell the kernel installs the interpreter's own handler; ours takes its place."""
