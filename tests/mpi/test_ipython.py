@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from harness import Job, start_job
+from test_readme import DOCS
 
 jupyter_client = pytest.importorskip("jupyter_client")
 
@@ -48,6 +49,8 @@ class Notebook:
             content = message["content"]
             if message["msg_type"] == "stream":
                 text += content["text"]
+            elif message["msg_type"] == "execute_result":
+                text += content["data"]["text/plain"]
             elif message["msg_type"] == "error":
                 text += f"{content['ename']}: {content['evalue']}"
             elif message["msg_type"] == "status" and content["execution_state"] == "idle":
@@ -122,3 +125,57 @@ def test_a_cell_that_waits_in_the_library_may_be_interrupted_often(notebook: Not
         notebook.interrupt()
         assert "KeyboardInterrupt" in notebook.result(request)
     assert notebook.run("print(sum(executor.map(square, range(1000))))") == f"{-sum(x * x for x in range(1000))}\n"
+
+
+def test_a_collective_cell_runs_on_all_ranks(notebook: Notebook) -> None:
+    """Each rank keeps its names from cell to cell; on rank 0 they are those of the session."""
+    notebook.run("%%collective\nfrom taskfarm import objects\nmine = [objects.rank] * 2\n")
+    notebook.run("mine.append('session')")
+    notebook.run("%%collective\nmine.append(objects.comm.allreduce(1))\n")
+    assert notebook.run("%%collective\nobjects.comm.gather(mine)\n") == ("[[0, 0, 'session', 3], [1, 1, 3], [2, 2, 3]]")
+    assert notebook.run("mine") == "[0, 0, 'session', 3]"
+
+
+def test_a_collective_cell_shows_what_rank_0_prints_and_on_request_the_others(notebook: Notebook) -> None:
+    cell = "print('one', objects.rank)\nprint('two')\nobjects.rank + 10\n"
+    assert notebook.run(f"%%collective\n{cell}") == "one 0\ntwo\n10"
+    assert notebook.run(f"%%collective --all\n{cell}") == (
+        "one 0\ntwo\n10[1] one 1\n[1] two\n[1] 11\n[2] one 2\n[2] two\n[2] 12\n"
+    )
+
+
+def test_a_failure_in_a_collective_cell_is_shown_with_its_rank(notebook: Notebook) -> None:
+    """The farm stays usable, whichever rank it was; its lines are in the traceback."""
+    text = notebook.run("%%collective\nif objects.rank == 1:\n    1 / (objects.rank - 1)  # the culprit\n")
+    assert "RemoteError" in text
+    assert "failed on rank 1" in text
+    assert "ZeroDivisionError: division by zero" in text
+    assert "# the culprit" in text
+    assert "rank 2" not in text
+    assert "KeyError: 'zero'" in notebook.run("%%collective\nif objects.rank == 0:\n    raise KeyError('zero')\n")
+    assert "NameError" in notebook.run("%%collective\nno_such_name\n")
+    assert notebook.run("%%collective\nobjects.comm.allgather(len(mine))\n") == "[4, 3, 3]"
+    assert notebook.run("print(list(executor.map(square, range(3))))") == "[0, -1, -4]\n"
+
+
+def test_a_wrong_collective_cell_is_not_sent(notebook: Notebook) -> None:
+    assert "SyntaxError" in notebook.run("%%collective\nmine = 1\ndef :\n")
+    assert "UsageError: %%collective --quiet: the one option is --all" in notebook.run(
+        "%%collective --quiet\nmine = 1\n"
+    )
+    assert notebook.run("%%collective\nobjects.comm.allgather(len(mine))\n") == "[4, 3, 3]"
+
+
+def test_an_interrupt_ends_a_collective_cell(notebook: Notebook) -> None:
+    """On rank 0 at once; the others come to the end of theirs."""
+    request = notebook.client.execute("%%collective\nimport time\ntime.sleep(1.5 if objects.rank else 20)\n")
+    time.sleep(0.5)
+    notebook.interrupt()
+    assert "KeyboardInterrupt" in notebook.result(request)
+    assert notebook.run("%%collective\nobjects.comm.allreduce(1)\n") == "3"
+
+
+def test_the_cell_of_the_documentation(notebook: Notebook) -> None:
+    """It prints what the page says."""
+    (block,) = [block for block in DOCS.all_blocks() if block.runs == "notebook"]
+    assert DOCS.output_matches(block.prints, notebook.run(block.text).replace("66[1]", "66\n[1]"))

@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_build_mpi", ROOT / "docs" / "build.py")
+def load_blocks() -> ModuleType:
+    """Return the script that reads and runs blocks, as a module."""
+    spec = importlib.util.spec_from_file_location("docs_blocks", ROOT / "docs" / "blocks.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,8 +24,8 @@ def load_build() -> ModuleType:
     return module
 
 
-BUILD = load_build()
-BLOCKS = [block for block in BUILD.all_blocks() if block.runs and block.needs_mpi]
+DOCS = load_blocks()
+BLOCKS = [block for block in DOCS.all_blocks() if block.runs and block.needs_mpi]
 
 
 def test_there_are_blocks() -> None:
@@ -37,4 +38,4 @@ def test_block(block: Any) -> None:
     """The block runs as pasted."""
     if block.needs and importlib.util.find_spec(block.needs) is None:
         pytest.skip(f"needs {block.needs}")
-    assert list(BUILD.run_block(block)) == []
+    assert list(DOCS.run_block(block)) == []
