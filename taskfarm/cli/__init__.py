@@ -6,14 +6,20 @@ after its start.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from taskfarm.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
 
 _USAGE_STATUS = 2  # as argparse and the interpreter use it
+_PIPE_STATUS = 128 + 13  # what shells say of a command that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,29 +47,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = [*arguments[:n_words], *options]
     chosen = new_parser().parse_args(arguments)
     try:
-        if chosen.command == "run":
-            from taskfarm.cli import run
-
-            return run.execute(chosen, program)
-        if chosen.command == "bench":
-            from taskfarm.cli import bench
-
-            return bench.execute(chosen)
-        if chosen.command == "doctor":
-            from taskfarm.cli import doctor
-
-            return doctor.execute(chosen)
-        if chosen.command == "script":
-            from taskfarm.cli import script
-
-            return script.execute(chosen, program)
-        if chosen.command == "trace":
-            from taskfarm.cli import trace
-
-            return trace.execute(chosen)
-        from taskfarm.cli import info
-
-        return info.execute(chosen)
+        status = _execute(chosen, program)
+        if chosen.command != "run":
+            sys.stdout.flush()
     except UsageError as exc:
         print(f"taskfarm {chosen.command}: error: {exc}", file=sys.stderr)
         return _USAGE_STATUS
+    except BrokenPipeError:  # who reads has enough, as in `taskfarm trace run.json | head`
+        if chosen.command == "run":
+            raise  # the program's own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains at its end
+        return _PIPE_STATUS
+    return status
+
+
+def _execute(chosen: argparse.Namespace, program: list[str]) -> int:
+    if chosen.command == "run":
+        from taskfarm.cli import run
+
+        return run.execute(chosen, program)
+    if chosen.command == "bench":
+        from taskfarm.cli import bench
+
+        return bench.execute(chosen)
+    if chosen.command == "doctor":
+        from taskfarm.cli import doctor
+
+        return doctor.execute(chosen)
+    if chosen.command == "script":
+        from taskfarm.cli import script
+
+        return script.execute(chosen, program)
+    if chosen.command == "trace":
+        from taskfarm.cli import trace
+
+        return trace.execute(chosen)
+    from taskfarm.cli import info
+
+    return info.execute(chosen)

@@ -246,3 +246,13 @@ def test_info_says_what_is_missing() -> None:
     assert done.returncode == 1
     assert "mpi4py          not installed" in done.stdout
     assert "pip install mpi4py mpich" in done.stdout
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """``taskfarm bench --list | head -1`` prints no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "taskfarm", "bench", "--list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
