@@ -39,6 +39,7 @@ _MARK = re.compile(r"<!-- (runs|prints)(?:: ([^\n,]*?))?(?:, needs (\w+))? -->\n
 _NOT_RUN = re.compile(r"<!-- not run: (\S[^\n]*) -->\n\Z")
 _GENERATED = re.compile(r"<!-- diagram: \w+ -->\n\Z")
 COMMANDS_PAGE = "docs/api.md"
+COMMANDS = ("run", "info", "bench", "script", "doctor", "trace")
 _SHELL = ("console", "sh", "bash")
 
 
@@ -119,7 +120,7 @@ def check_commands() -> Iterator[str]:
             for command in shell_commands(block):
                 yield from (f"{block.name}: {command}: {problem}" for problem in parse(command))
     for page in pages():
-        for span in re.findall(r"`(taskfarm (?:run|info|bench|script|doctor|trace)\b[^`\n]*)`", page.read_text()):
+        for span in re.findall(rf"`(taskfarm (?:{'|'.join(COMMANDS)})\b[^`\n]*)`", page.read_text()):
             yield from (f"{page_name(page)}: {span}: {problem}" for problem in unknown_options(span))
 
 
@@ -149,38 +150,37 @@ def parse(command: str) -> Iterator[str]:
         yield "there is no program"
 
 
-def unknown_options(span: str) -> Iterator[str]:
-    """Yield the options of a command in running text that the command does not have."""
+def options_of(command: str) -> list[list[str]]:
+    """Return the options of a command, each with all its spellings."""
     from taskfarm.cli._arguments import new_parser
 
-    command, *words = span.split()[1:]
-    known = "\n".join(_help_of(new_parser(), command))
-    for word in words:
-        if re.fullmatch(r"--?[a-z][a-z-]*", word):
-            if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", known):
-                yield f"there is no {word}"
-        elif re.search(r"\.py$", word) or word == "-m":
-            return  # the rest belongs to the program
-
-
-def _help_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    """Return all options of a command."""
-    for action in parser._actions:
+    for action in new_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
-            chosen = action.choices[command]
-            return [option for inner in chosen._actions for option in inner.option_strings] + ["-m"]
+            return [inner.option_strings for inner in action.choices[command]._actions if inner.option_strings]
     return []
 
 
-def check_options() -> Iterator[str]:
-    """Check that every option of the command line stands on the page about it."""
-    from taskfarm.cli._arguments import new_parser
+def unknown_options(span: str) -> Iterator[str]:
+    """Yield the options of a command in running text that the command does not have."""
+    command, *words = span.split()[1:]
+    known = {spelling for option in options_of(command) for spelling in option}
+    for word in words:
+        if word.endswith(".py") or word == "-m":
+            return  # the rest belongs to the program
+        if re.fullmatch(r"--?[a-zA-Z][a-z-]*", word) and word not in known:
+            yield f"there is no {word}"
 
-    text = (ROOT / COMMANDS_PAGE).read_text()
-    for command in ("run", "info", "bench", "script", "doctor", "trace"):
-        for option in _help_of(new_parser(), command):
-            if option.startswith("--") and option != "--help" and not re.search(rf"{option}(?![\w-])", text):
-                yield f"{COMMANDS_PAGE}: taskfarm {command} {option} is not documented"
+
+def check_options() -> Iterator[str]:
+    """Check that every option of the command line stands on the page about it, where its command is."""
+    page = (ROOT / COMMANDS_PAGE).read_text()
+    for command in COMMANDS:
+        grammar = re.search(rf"^taskfarm {command} .*?(?=^taskfarm|^```)", page, re.MULTILINE | re.DOTALL)
+        section = re.search(rf"^\*\*{command}\*\* .*?(?=^\*\*|^#)", page, re.MULTILINE | re.DOTALL)
+        text = "".join(part[0] for part in (grammar, section) if part)
+        for option in options_of(command):
+            if "--help" not in option and not any(re.search(rf"{word}(?![\w-])", text) for word in option):
+                yield f"{COMMANDS_PAGE}: taskfarm {command} {option[-1]} is not documented"
 
 
 def check_python_blocks() -> Iterator[str]:
