@@ -27,6 +27,13 @@ def build() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def website(build: ModuleType) -> ModuleType:
+    """Return the script that builds the website as a module."""
+    assert build is not None
+    return sys.modules["website"]
+
+
 CHECKS: dict[str, Callable[[ModuleType], Iterable[str]]] = {
     "links lead somewhere": lambda build: build.check_links(),
     "every page is in the list of pages": lambda build: build.check_page_list(),
@@ -122,9 +129,8 @@ def test_an_error_without_an_entry_is_found(build: ModuleType, monkeypatch: pyte
     assert len(list(build.check_errors_are_listed())) > 100
 
 
-def test_every_page_is_reached_from_the_home_page(build: ModuleType) -> None:
+def test_every_page_is_reached_from_the_home_page(build: ModuleType, website: ModuleType) -> None:
     """The navigation of the website is made of the list of pages, and of the reference."""
-    website = sys.modules["website"]
     listed = set(website.navigation().split("\n"))
     for path in build.pages():
         name = "/" + build.page_name(path).removesuffix(".md")
@@ -132,9 +138,8 @@ def test_every_page_is_reached_from_the_home_page(build: ModuleType) -> None:
     assert "/docs/reference/index" in listed
 
 
-def test_the_reference_has_every_public_name() -> None:
+def test_the_reference_has_every_public_name(website: ModuleType) -> None:
     """With its docstring, or a link to where that is; `taskfarm.objects` is not made to start MPI by it."""
-    website = sys.modules["website"]
     for module in website.MODULES:
         text = website.reference_page(module)
         for name in importlib.import_module(module).__all__:
@@ -143,9 +148,12 @@ def test_the_reference_has_every_public_name() -> None:
                 assert f"{module}.{name}\n" in text or f":obj:`{name} <" in text
 
 
-def test_the_website_builds(tmp_path: Path) -> None:
+def test_the_website_builds(website: ModuleType, tmp_path: Path) -> None:
     """Without a warning, and its links lead somewhere."""
-    pytest.importorskip("sphinx")
-    pytest.importorskip("furo")
-    assert list(sys.modules["website"].build(tmp_path)) == []
+    for needed in ("sphinx", "myst_parser", "furo", "sphinxcontrib.mermaid"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"needs {needed}")
+    assert list(website.build(tmp_path)) == []
+    (tmp_path / "html" / "docs" / "quickstart.html").unlink()
+    assert list(website.check_site(tmp_path / "html"))
     assert "quickstart.html" in (tmp_path / "html" / "index.html").read_text()
