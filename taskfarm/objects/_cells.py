@@ -97,10 +97,13 @@ def _name_of(cell: str) -> str:
 
 
 def _compile(cell: str, name: str) -> tuple[CodeType, CodeType | None]:
-    """Return the statements of a cell, and its last expression if it ends with one that no semicolon silences."""
+    """Return the statements of a cell, and its last expression if it ends with one that no semicolon silences.
+
+    Nothing is inherited: not this module's own ``from __future__ import``.
+    """
     tree = ast.parse(cell, name)
     last: CodeType | None = None
     if tree.body and isinstance(expression := tree.body[-1], ast.Expr) and not cell.rstrip().endswith(";"):
         tree.body.pop()
-        last = compile(ast.Expression(expression.value), name, "eval")
-    return compile(tree, name, "exec"), last
+        last = compile(ast.Expression(expression.value), name, "eval", dont_inherit=True)
+    return compile(tree, name, "exec", dont_inherit=True), last

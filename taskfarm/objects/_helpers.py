@@ -94,7 +94,7 @@ def method_call_manage(obj_id: int, name_: str, /, *args: Any, **kwargs: Any) ->
 
 def run_code(code: str) -> None:
     """Execute `code` in a namespace that all `run_code` calls of this rank share."""
-    exec(code, current().code_namespace)
+    exec(compile(code, "<run_code>", "exec", dont_inherit=True), current().code_namespace)
 
 
 def import_module(path: str) -> None:

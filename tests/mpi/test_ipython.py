@@ -136,6 +136,13 @@ def test_a_collective_cell_runs_on_all_ranks(notebook: Notebook) -> None:
     assert notebook.run("mine") == "[0, 0, 'session', 3]"
 
 
+def test_a_collective_cell_is_plain_python(notebook: Notebook) -> None:
+    """Definitions mean what they mean in a script: settings of our own modules do not leak into them."""
+    notebook.run("%%collective\nimport dataclasses\n@dataclasses.dataclass\nclass Point:\n    x: int\n")
+    assert notebook.run("%%collective\nobjects.comm.gather(Point(objects.rank).x)\n") == "[0, 1, 2]"
+    assert notebook.run("%%collective --all\nPoint.__annotations__['x']\n").count("<class 'int'>") == 2
+
+
 def test_a_collective_cell_shows_what_rank_0_prints_and_on_request_the_others(notebook: Notebook) -> None:
     cell = "print('one', objects.rank)\nprint('two')\nobjects.rank + 10\n"
     assert notebook.run(f"%%collective\n{cell}") == "one 0\ntwo\n10"

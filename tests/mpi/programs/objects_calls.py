@@ -240,6 +240,13 @@ def check_run_code_keeps_its_definitions():
     equal(values(lambda: "tf_f" in vars(objects)), [False] * objects.size)
 
 
+def check_run_code_is_plain_python():
+    """Settings of our own modules, such as how annotations are kept, do not leak into the code."""
+    objects.call(objects.run_code, "import dataclasses\n@dataclasses.dataclass\nclass tf_point:\n    x: int")
+    objects.call(objects.run_code, "import sys\nsys.taskfarm_x = tf_point.__annotations__['x']")
+    equal(values(lambda: sys.taskfarm_x), [int] * objects.size)
+
+
 def check_mpi_info_prints_one_line_a_rank():
     out = io.StringIO()
     pids = values(os.getpid)
