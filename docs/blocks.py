@@ -226,6 +226,8 @@ def console_commands(text: str) -> list[tuple[str, str]]:
 
 def _run(name: str, command: Sequence[str], folder: Path, expected: str | None) -> Iterator[str]:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("TASKFARM_")}
+    if folder != ROOT:
+        environ["TMPDIR"] = str(folder)  # what a block leaves goes with its folder
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
