@@ -135,6 +135,8 @@ class Controller(Endpoint):
 
     def on_lost(self, source: int, frame: Frame) -> None:
         """Go on without a worker that died: its task has failed, its slot is gone, the others are told."""
+        if not self.may_lose:  # without supervisors the transport makes no such frame
+            raise ProtocolError("no rank can be lost in this job")
         if frame.a != source:
             raise ProtocolError(f"rank {source} cannot tell of the death of rank {frame.a}")
         if source in self.lost:

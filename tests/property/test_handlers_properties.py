@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -35,21 +35,27 @@ def _silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@given(st.lists(st.tuples(st.integers(1, 2), FRAMES), max_size=12))
-def test_rank_0_survives_any_frames(arriving: list[tuple[int, Frame]]) -> None:
+@given(st.lists(st.tuples(st.integers(1, 2), FRAMES), max_size=12), st.booleans())
+@example([(1, Frame(Kind.LOST, 1, body=b"was killed"))], False)
+@example([(1, Frame(Kind.LOST, 1, body=b"was killed")), (1, Frame(Kind.DONE, 1))], True)
+def test_rank_0_survives_any_frames(arriving: list[tuple[int, Frame]], may_lose: bool) -> None:
     """No frame raises into the user's program, frees a slot that is taken, or doubles the end of a task."""
     farm = LocalFarm(3)
+    controller = farm.controller
+    controller.may_lose = may_lose
     farm.spawn(where, count=2)
     with redirect_stdout(io.StringIO()):  # what workers want to be printed
         for source, frame in arriving:
-            farm.controller.handle(source, frame)
-            farm.controller.farm.check_invariants()
-    exits = 0
-    while (letter := farm.controller.take_letter(0.0)) is not None:
-        exits += letter.content is TASK_ENDED
-    farm.controller.farm.check_invariants()
-    assert exits == 2 - farm.controller.farm.n_running
-    assert len(farm.controller.farm.free) == exits
+            controller.handle(source, frame)
+            controller.farm.check_invariants()
+    ended = []
+    while (letter := controller.take_letter(0.0)) is not None:
+        if letter.content is TASK_ENDED:
+            ended.append(letter.rank)
+    controller.farm.check_invariants()
+    assert len(ended) == len(set(ended)) == 2 - controller.farm.n_running
+    assert may_lose or not controller.lost
+    assert controller.farm.free == set(ended) - set(controller.lost)
 
 
 @given(st.lists(FRAMES.filter(lambda frame: abs(frame.b) < 100), max_size=12))

@@ -278,6 +278,7 @@ def test_lines() -> None:
 @pytest.fixture
 def farm() -> Iterator[LocalFarm]:
     with local_farm(4) as farm:
+        farm.controller.may_lose = True
         yield farm
         for rank in farm.controller.lost:  # the threads that played them live
             farm.controller.transport.send(rank, Frame(Kind.QUIT))
@@ -290,7 +291,6 @@ def lose(farm: LocalFarm, rank: int) -> None:
 def test_a_lost_task_has_failed_and_its_slot_is_gone(farm: LocalFarm) -> None:
     """The caller gets a failed result and an exit, as of any failed task; the slot is never free again."""
     controller = farm.controller
-    controller.may_lose = True
     [task] = controller.spawn(pack_work("spawnFunction", time.sleep, (0.3,), {}), 1, None, 3)
     lose(farm, task.rank)
     result, end = controller.take_letter(0.0), controller.take_letter(0.0)
@@ -320,6 +320,14 @@ def test_no_call_after_a_loss(farm: LocalFarm) -> None:
 def test_nobody_can_announce_the_death_of_another(farm: LocalFarm) -> None:
     """A LOST frame counts only for the rank that it comes from, as the transport makes it."""
     farm.controller.handle(1, Frame(Kind.LOST, 2, body=b"was killed by SIGKILL"))
+    assert not farm.controller.lost
+    assert 2 in farm.controller.farm.free
+
+
+def test_nobody_dies_in_a_job_without_supervisors(farm: LocalFarm) -> None:
+    """There the transport tells of no deaths: a LOST frame was sent by somebody, and changes nothing."""
+    farm.controller.may_lose = False
+    lose(farm, 2)
     assert not farm.controller.lost
     assert 2 in farm.controller.farm.free
 
