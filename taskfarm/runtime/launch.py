@@ -125,13 +125,20 @@ class Launcher:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """A command to execute, and what it needs in its environment beyond what is there."""
+    """A command to execute, and what it needs in its environment beyond what is there.
+
+    Attributes
+    ----------
+    one_host : bool
+        Whether the job certainly stays on this host.
+    """
 
     command: tuple[str, ...]
     added_environment: Mapping[str, str]
     n_ranks: int
     launcher: Launcher
     library: MpiLibrary
+    one_host: bool
 
     def shell_line(self) -> str:
         """Return the command as a line for a shell."""
@@ -146,6 +153,7 @@ def plan_launch(
     situation: Situation,
     *,
     tag_output: bool = False,
+    told: Sequence[str] = (),
 ) -> LaunchPlan:
     """Decide how to run `program` (arguments of the interpreter) on every one of `n_ranks` ranks.
 
@@ -161,6 +169,8 @@ def plan_launch(
         What is known of the machine.
     tag_output : bool
         Have the launcher put the rank before each line that a rank prints.
+    told : sequence of str
+        Variables that will be set for the launcher, and that ranks on all hosts need.
 
     Raises
     ------
@@ -178,12 +188,16 @@ def plan_launch(
             flags.append("--overcommit")
     elif launcher.family is Family.OPENMPI:
         added = _open_mpi_environment(launcher, n, situation)
-    if not launcher.is_srun and _is_one_host(launcher, situation):  # Slurm gives every rank its own cores
+    one_host = not launcher.is_srun and _is_one_host(launcher, situation)
+    if launcher.family is Family.OPENMPI and not launcher.is_srun and not one_host:  # others pass on everything
+        names = sorted({*told, *(name for name in situation.environ if name.startswith("TASKFARM_"))})
+        flags += [word for name in names for word in ("-x", name)]
+    if one_host:  # Slurm gives every rank its own cores
         added |= thread_variables(n - 1, situation.cores, situation.environ)
     if tag_output:
         flags += _tagging(launcher)
     command = (*launcher.command, *flags, "-n", str(n), situation.paths.python, *program)
-    return LaunchPlan(command, added, n, launcher, library)
+    return LaunchPlan(command, added, n, launcher, library, one_host)
 
 
 def wrong_launcher(environ: Mapping[str, str], library: MpiLibrary) -> str | None:

@@ -18,7 +18,7 @@ from taskfarm.config import Config
 from taskfarm.runtime.endpoint import Endpoint
 from taskfarm.runtime.lines import Lines
 from taskfarm.runtime.supervisor import LIFELINE_VARIABLE
-from taskfarm.runtime.vitals import LOOKS_PER_LIMIT, Life, Mark, map_page
+from taskfarm.runtime.vitals import LOOKS_PER_LIMIT, MAX_BEAT_S, Life, Mark, map_page
 
 if TYPE_CHECKING:
     from taskfarm.transport.world import Opened
@@ -109,13 +109,12 @@ class Lifeline:
         if listener is not None:
             listener.close()
             self.marks[Mark.LIFE] = Life.WORKING
-        threading.Thread(
-            target=self._beat, args=(heartbeat_s / LOOKS_PER_LIMIT / 2,), name="taskfarm-beat", daemon=True
-        ).start()
+        interval_s = min(heartbeat_s / LOOKS_PER_LIMIT / 2, MAX_BEAT_S)
+        threading.Thread(target=self._beat, args=(interval_s,), name="taskfarm-beat", daemon=True).start()
 
     def _beat(self, interval_s: float) -> None:
         while True:
-            self.marks[Mark.BEAT] += 1
+            self.marks[Mark.BEAT] = time.monotonic_ns()
             time.sleep(interval_s)
 
     @property

@@ -30,6 +30,7 @@ from taskfarm.runtime.lines import Lines
 from taskfarm.runtime.vitals import (
     LOOKS_PER_LIMIT,
     LOST_STATUS,
+    SILENCE_OF_HOST,
     Mark,
     describe_end,
     look_at,
@@ -112,8 +113,7 @@ class Supervisor:
         self._cause = ""  # why the rank was killed here
         self._segments: set[str] = set()
         self._pulse: Pulse | None = None
-        self._look_every_s = math.inf
-        self._looked_at = -math.inf
+        self._look_at = math.inf  # when to look again
         self._end: tuple[int, float] | None = None  # status, and until when the rank may end by itself
         self._is_free = False  # the hub needs this supervisor no more
         self.watch(sock, self._on_rank)
@@ -128,15 +128,14 @@ class Supervisor:
 
     def turn(self) -> None:
         """Wait for the next event, and react to it."""
-        timeout = max(0.0, self._looked_at + self._look_every_s - time.monotonic())
+        timeout = max(0.0, self._look_at - time.monotonic())
         if self._end is not None:
             timeout = min(timeout, 0.02)
         for key, _ in self._selector.select(None if timeout == math.inf else timeout):
             key.data()
         self._reap()
         now = time.monotonic()
-        if now - self._looked_at >= self._look_every_s:
-            self._looked_at = now
+        if now >= self._look_at:
             self._look(now)
         if self._end is not None and now >= self._end[1]:
             self.kill("")
@@ -201,8 +200,8 @@ class Supervisor:
         self.rank, self.host = facts["rank"], facts["hosts"][facts["rank"]]
         self._segments |= segments_of(self.pid)
         limit_s = facts["heartbeat_s"]
-        self._look_every_s = limit_s / LOOKS_PER_LIMIT
-        self._pulse = Pulse(self._look_every_s, limit_s, facts["hang_s"] or math.inf)
+        self._pulse = Pulse(limit_s / LOOKS_PER_LIMIT, limit_s, facts["hang_s"] or math.inf)
+        self._look_at = time.monotonic()
         if descriptors:
             from taskfarm.runtime.hub import Hub  # only here, since one rank in many needs it
 
@@ -215,15 +214,21 @@ class Supervisor:
         except OSError as exc:
             self.say(f"rank {self.rank} cannot reach rank 0 at {facts['address']} ({exc}): its death will end the job")
             return
+        # Words that are not taken, since rank 0's host is gone, end this rank as soon as rank 0 would give it up.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SILENCE_OF_HOST * limit_s))
         self._to_hub = sock
         self.watch(sock, self._on_hub)
 
     def _look(self, now: float) -> None:
-        self._segments |= segments_of(self.pid) if self._wait_status is None else set()
-        if self._wait_status is None and self._pulse is not None:
-            wrong = self._pulse.on_look(look_at(self.pid, self.page[Mark.BEAT], now))
+        pulse = self._pulse
+        if pulse is None:
+            return
+        if self._wait_status is None:
+            self._segments |= segments_of(self.pid)
+            wrong = pulse.on_look(look_at(self.pid, self.page[Mark.BEAT], now))
             if wrong:
                 self.kill(wrong)
+        self._look_at = pulse.next_look(now)
         self._tell_hub({"here": 1})
         if self._hub is not None:
             self._hub.on_look(now)

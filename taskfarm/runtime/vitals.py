@@ -14,6 +14,8 @@ from taskfarm.scheduling.survival import Look
 __all__ = [
     "LOOKS_PER_LIMIT",
     "LOST_STATUS",
+    "MAX_BEAT_S",
+    "SILENCE_OF_HOST",
     "Life",
     "Mark",
     "describe_end",
@@ -27,6 +29,10 @@ __all__ = [
 
 LOST_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the job could not go on without a rank that died; try again
 LOOKS_PER_LIMIT = 5  # looks at the pulse, and words to the hub, in the time after which silence is death
+MAX_BEAT_S = 0.4  # between two beats: a rank that stops is noticed that much earlier than it might be
+# Of that time, after which a host that has not said a word is lost: word and look come late by an interval each, and
+# the job must have ended when the time is up.
+SILENCE_OF_HOST = 0.6
 _PAGE_BYTES = 4096
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 # Shared memory that MPICH and Open MPI leave behind when their ranks do not finalize, and the doorbells' own.
@@ -36,7 +42,7 @@ _SEGMENT = re.compile(r"/dev/shm/(?:mpich_|sm_segment\.|vader_segment\.|taskfarm
 class Mark(IntEnum):
     """Where a number lies in the page that a rank shares with its supervisor, in units of 8 bytes."""
 
-    BEAT = 0  #: how often the rank's thread has beaten
+    BEAT = 0  #: when the rank's thread has beaten last, in nanoseconds of `time.monotonic_ns`
     DONE_CALL = 1  #: the last collective call that it has left
     CURRENT_CALL = 2  #: the one that it is in
     LAST_CALL = 3  #: rank 0: the last one that it has sent
@@ -70,13 +76,13 @@ def new_page() -> int:
     return descriptor
 
 
-def look_at(pid: int, beat: int, now: float) -> Look:
-    """Return what is seen of the process `pid` now."""
+def look_at(pid: int, beat_ns: int, now: float) -> Look:
+    """Return what is seen of the process `pid` now, whose last beat is known."""
     state, cpu_s = "R", 0.0
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
         state, cpu_s = fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    return Look(now, beat, cpu_s, state)
+    return Look(now, beat_ns * 1e-9, cpu_s, state)
 
 
 def segments_of(pid: int) -> set[str]:

@@ -1,9 +1,10 @@
 """Is a process alive, and can the job do without it? Decided from what its supervisor sees of it.
 
-A *pulse* is judged from outside. A rank's own thread counts beats; it stops when the process is stopped, or when C code
-holds the interpreter's lock. The latter is no fault as long as the process computes, so the time that counts against it
-is the time in which it neither beats nor uses its processor. Looks are expected at short, even intervals: time in which
-nobody looked (the machine slept, the whole job was suspended) counts against nobody.
+A *pulse* is judged from outside. A rank's own thread notes the time at short intervals; it stops when the process is
+stopped, or when C code holds the interpreter's lock. The latter is no fault as long as the process computes, so the
+time that counts against it begins with its last beat, or with the last interval in which it used its processor. Looks
+are expected at short, even intervals, and once more at the moment at which the limit is reached (`Pulse.next_look`):
+time in which nobody looked (the machine slept, the whole job was suspended) counts against nobody.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Look(NamedTuple):
     ----------
     now : float
         When, seconds.
-    beat : int
-        How often its own thread has beaten.
+    beat : float
+        When its own thread has beaten last, by the same clock; 0 if never.
     cpu_s : float
         Processor time that it has used.
     state : str
@@ -33,7 +34,7 @@ class Look(NamedTuple):
     """
 
     now: float
-    beat: int
+    beat: float
     cpu_s: float
     state: str
 
@@ -56,24 +57,37 @@ class Pulse:
         self._limit_s = limit_s
         self._busy_limit_s = busy_limit_s
         self._last: Look | None = None
-        self._idle_s = 0.0
-        self._silent_s = 0.0
+        self._is_silent = False
+        self._silent_since = 0.0
+        self._idle_since = 0.0
+
+    def next_look(self, now: float) -> float:
+        """Return when to look again: in an interval, or as soon as the limit is reached."""
+        due = self._idle_since + self._limit_s
+        return due if self._is_silent and now < due < now + self._interval_s else now + self._interval_s
 
     def on_look(self, look: Look) -> str:
         """Take in a look; return what is wrong with the process, or an empty string."""
         last, self._last = self._last, look
-        if last is None or look.beat != last.beat or look.state in ("t", "D"):
-            self._idle_s = self._silent_s = 0.0
-            return ""
-        passed = look.now - last.now
-        if passed > MAX_LATE * self._interval_s:
-            return ""
-        self._silent_s += passed
-        self._idle_s = 0.0 if look.cpu_s - last.cpu_s > BUSY * passed else self._idle_s + passed
-        if self._idle_s >= self._limit_s:
+        if last is None or look.state in ("t", "D") or look.now - last.now > MAX_LATE * self._interval_s:
+            return self._begin_anew(look.now)
+        if look.beat != last.beat:
+            return self._begin_anew(min(look.beat, look.now))
+        if (
+            not self._is_silent
+        ):  # what it used of its processor since the last look, it may have used before it fell silent
+            self._is_silent = True
+        elif look.cpu_s - last.cpu_s > BUSY * (look.now - last.now):
+            self._idle_since = look.now
+        if look.now - self._idle_since >= self._limit_s:
             return f"was stopped for {self._limit_s:g} s" if look.state == "T" else self._no_sign(self._limit_s)
-        if self._silent_s >= self._busy_limit_s:
+        if look.now - self._silent_since >= self._busy_limit_s:
             return self._no_sign(self._busy_limit_s)
+        return ""
+
+    def _begin_anew(self, since: float) -> str:
+        self._silent_since = self._idle_since = since
+        self._is_silent = False
         return ""
 
     @staticmethod

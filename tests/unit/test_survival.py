@@ -66,6 +66,18 @@ def test_pulse_of_an_endless_loop() -> None:
     assert "no sign of life for 20 s" in looks(Pulse(INTERVAL_S, LIMIT_S, 20.0), "R", 1.0, False, 30.0)
 
 
+def test_the_limit_is_kept_to_the_moment() -> None:
+    """Silence counts from the last beat, not from the look that missed it; the last look comes at the limit."""
+    pulse = Pulse(INTERVAL_S, LIMIT_S)
+    now, n_looks = 0.0, 0
+    while not (wrong := pulse.on_look(Look(now, min(now, 3.9), min(now, 3.9), "T" if now > 3.9 else "R"))):
+        now = pulse.next_look(now)
+        n_looks += 1
+    assert wrong == "was stopped for 10 s"
+    assert now == pytest.approx(3.9 + LIMIT_S)
+    assert n_looks == 7
+
+
 def test_nobody_dies_while_nobody_looks() -> None:
     """When the whole machine was suspended, the time counts against nobody."""
     pulse = Pulse(INTERVAL_S, LIMIT_S)
@@ -83,8 +95,8 @@ def test_what_cannot_be_spared() -> None:
 
 def test_looking_at_a_process() -> None:
     """What is seen of a living process is its state and the processor time that it has used."""
-    look = look_at(os.getpid(), 3, 1.5)
-    assert (look.now, look.beat, look.state) == (1.5, 3, "R")
+    look = look_at(os.getpid(), 1_250_000_000, 1.5)
+    assert (look.now, look.beat, look.state) == (1.5, 1.25, "R")
     assert 0 < look.cpu_s <= time.process_time() + 1
     assert look_at(0, 0, 0.0).cpu_s == 0.0  # there is no such process any more
 
@@ -114,6 +126,7 @@ class FakeSupervisor:
 
     def __init__(self) -> None:
         self.page = no_marks()
+        self.environ: dict[str, str] = {}
         self.is_damaged = False
         self.said: list[str] = []
         self.told: list[Any] = []
@@ -254,12 +267,12 @@ def test_a_silent_host(bench: Bench) -> None:
     leaving.close()
     bench.supervisor.sources[1][1]()
     now = time.monotonic()
-    for step in range(5):
+    for step in range(3):
         bench.hub.on_look(now + 2.0 * step)
-    with pytest.raises(Ended):
-        for step in range(5, 12):
+    with pytest.raises(Ended):  # so early that the job has ended when the limit of 10 s is reached
+        for step in range(3, 5):
             bench.hub.on_look(now + 2.0 * step)
-    assert "rank 2 (host b) is lost" in bench.supervisor.said[0]
+    assert "host b with rank 2 is lost" in bench.supervisor.said[0]
     silent.close()
 
 
