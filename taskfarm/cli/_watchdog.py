@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hmac
-import json
 import os
-import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -25,116 +23,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from taskfarm.runtime.lines import Lines
-from taskfarm.runtime.outpost import OUTPOST_VARIABLE, launcher_grace_s
-from taskfarm.runtime.supervisor import end_like
-from taskfarm.runtime.vitals import LOST_STATUS, SILENCE_OF_HOST
+from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
 
-__all__ = ["Watch", "run_and_watch"]
+if TYPE_CHECKING:
+    from taskfarm.cli._watch import Watch
+
+__all__ = ["run_and_watch"]
 
 LOOK_S = 0.25  # at what the hub says; the launcher's end and signals are noticed at once
-STRANGER_S = 5.0  # for a connection to say who it is
-MAX_STRANGERS = 64
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
 _SI_KERNEL = 0x80  # of a signal from the terminal, which the launcher gets by itself
 _PASSED_ON = {
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2
 }  # fmt: skip
-_BAD_PEER = (OSError, ValueError, KeyError, TypeError, RecursionError)
-
-
-class Watch:
-    """What is known of the job: from whom, and since when.
-
-    Parameters
-    ----------
-    listener : socket
-        Where the hub connects.
-    secret : str
-        What it begins with, or is dropped.
-    """
-
-    def __init__(self, listener: socket.socket, secret: str) -> None:
-        listener.setblocking(False)
-        self._listener = listener
-        self._secret = secret.encode()
-        self._strangers: dict[socket.socket, tuple[Lines, float]] = {}
-        self._hub: tuple[socket.socket, Lines] | None = None
-        self._host = ""
-        self._limit_s = 0.0
-        self._heard_at = 0.0
-        self._is_over = False  # the hub has said all that it has to say
-        self.status = LOST_STATUS
-        self.kill_at: float | None = None  # when the launcher is to be ended
-
-    def look(self, now: float) -> str:
-        """Take in what has come; return a line for the user, or an empty string."""
-        with contextlib.suppress(BlockingIOError):
-            while len(self._strangers) < MAX_STRANGERS:
-                sock, _ = self._listener.accept()
-                sock.setblocking(False)
-                self._strangers[sock] = (Lines(), now)
-        for sock, (lines, since) in list(self._strangers.items()):
-            self._hear_stranger(sock, lines, since, now)
-        if self._hub is not None:
-            self._hear_hub(*self._hub, now)
-        if self._hub is None or self._is_over or now - self._heard_at <= SILENCE_OF_HOST * self._limit_s:
-            return ""
-        self._is_over = True
-        self.kill_at = now + launcher_grace_s(self._limit_s)
-        return (
-            f"host {self._host} with rank 0 is lost: not heard of for {SILENCE_OF_HOST * self._limit_s:g} s; "
-            f"ending the job with status {LOST_STATUS}"
-        )
-
-    def _hear_stranger(self, sock: socket.socket, lines: Lines, since: float, now: float) -> None:
-        try:
-            found = lines.feed(_received(sock))
-            if found:
-                secret, limit_s, host = found[0].split(b" ", 2)
-                if self._hub is not None or not hmac.compare_digest(secret, self._secret):
-                    raise ValueError("a stranger")
-                self._limit_s, self._host, self._heard_at = float(limit_s), host.decode(), now
-                self._hub = (sock, lines)
-                del self._strangers[sock]
-                self._take(found[1:], now)
-            elif now - since > STRANGER_S:
-                raise ValueError("says nothing")
-        except _BAD_PEER:
-            self._strangers.pop(sock, None)
-            sock.close()
-
-    def _hear_hub(self, sock: socket.socket, lines: Lines, now: float) -> None:
-        try:
-            self._take(lines.feed(_received(sock)), now)
-        except _BAD_PEER:  # it is gone: the launcher has seen that, unless it has lost the host
-            sock.close()
-            self._hub = None
-            if not self._is_over:
-                self._is_over = True
-                self.kill_at = now + self._limit_s
-
-    def _take(self, lines: Sequence[bytes], now: float) -> None:
-        for line in lines:
-            self._heard_at = now
-            message = json.loads(line)
-            if "end" in message:
-                status, grace_s = message["end"]
-                self._is_over = True
-                self.status, self.kill_at = int(status), now + float(grace_s)
-            elif "free" in message:
-                self._is_over = True
-
-
-def _received(sock: socket.socket) -> bytes:
-    try:
-        data = sock.recv(65536)
-    except BlockingIOError:
-        return b""
-    if not data:
-        raise OSError("closed")
-    return data
 
 
 def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_host: bool) -> int:
@@ -159,10 +62,9 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
     OSError
         If it cannot be started.
     """
-    secret = secrets.token_hex(16)
+    secret = os.urandom(16).hex()
     listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=8)
     name = "127.0.0.1" if one_host else socket.gethostname()
-    watch = Watch(listener, secret)
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wanted = {*_PASSED_ON, signal.SIGCHLD}
@@ -173,7 +75,7 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.getppid() != parent:
-            os._exit(LOST_STATUS)
+            os._exit(signal.SIGKILL + 128)
 
     try:
         address = f"{name}:{listener.getsockname()[1]}:{secret}"
@@ -183,6 +85,15 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
+    from taskfarm.runtime.vitals import end_like  # only now, while the launcher starts
+
+    while not select.select([listener], [], [], 0.0)[0]:
+        wait_status = _pause(launcher.pid, wanted)
+        if wait_status is not None:
+            end_like(wait_status)
+    from taskfarm.cli._watch import Watch  # only now, when most of the start is over
+
+    watch = Watch(listener, secret)
     wait_status = _watch_until_end(launcher.pid, watch, wanted)
     if watch.kill_at is not None:
         _end_children()  # a launcher may end and leave what waits for a host that is gone
@@ -193,18 +104,22 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
 
 def _watch_until_end(launcher: int, watch: Watch, wanted: set[signal.Signals]) -> int | None:
     """Return the launcher's wait status; None if its time is over."""
-    while True:
-        wait_status = _reap(launcher)
-        if wait_status is not None:
-            watch.look(time.monotonic())
-            return wait_status
+    while watch.kill_at is None or time.monotonic() < watch.kill_at:
         if text := watch.look(time.monotonic()):
             print(f"taskfarm: {text}", file=sys.stderr, flush=True)
-        if watch.kill_at is not None and time.monotonic() >= watch.kill_at:
-            return None
-        info = signal.sigtimedwait(wanted, LOOK_S)
-        if info is not None and info.si_signo in _PASSED_ON and info.si_code != _SI_KERNEL:
-            os.kill(launcher, info.si_signo)  # not reaped yet, so the number is still its own
+        wait_status = _pause(launcher, wanted)
+        if wait_status is not None:
+            watch.look(time.monotonic())  # at what the hub has said meanwhile
+            return wait_status
+    return None
+
+
+def _pause(launcher: int, wanted: set[signal.Signals]) -> int | None:
+    """Wait a while for a signal, and pass it on; return the launcher's wait status once it has ended."""
+    info = signal.sigtimedwait(wanted, LOOK_S)
+    if info is not None and info.si_signo in _PASSED_ON and info.si_code != _SI_KERNEL:
+        os.kill(launcher, info.si_signo)  # not reaped yet, so the number is still its own
+    return _reap(launcher)
 
 
 def _reap(launcher: int) -> int | None:

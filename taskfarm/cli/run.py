@@ -22,6 +22,7 @@ from taskfarm.runtime.launch import (
     wrong_launcher,
 )
 from taskfarm.runtime.libmpi import mpi_library
+from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
 from taskfarm.runtime.terminal import terminal_variable
 
 __all__ = ["execute", "execute_plan"]
@@ -54,11 +55,7 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
     survive = ["--survive"] if options.survive else []
     words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *settings, *program]
-    told = []
-    if options.survive:
-        from taskfarm.runtime.outpost import OUTPOST_VARIABLE  # not needed otherwise
-
-        told.append(OUTPOST_VARIABLE)
+    told = [OUTPOST_VARIABLE] if options.survive else []
     situation = Situation.here()
     plan = plan_launch(words, options.ranks, options.mpiexec, situation, tag_output=options.tag_output, told=told)
     if options.dry_run:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from taskfarm.runtime.lines import Lines
 from taskfarm.runtime.outpost import Outpost, launcher_grace_s
-from taskfarm.runtime.vitals import LOOKS_PER_LIMIT, LOST_STATUS, SILENCE_OF_HOST, Life, Mark
+from taskfarm.runtime.vitals import LOOKS_PER_LIMIT, LOST_STATUS, SILENCE_OF_HOST, Life, Mark, end_like
 from taskfarm.scheduling.survival import Standing, fatal_reason
 
 if TYPE_CHECKING:
@@ -192,8 +192,6 @@ class Hub:
 
     def on_end_of_rank_0(self, wait_status: int, how: str) -> None:
         """React to the end of this supervisor's own rank."""
-        from taskfarm.runtime.supervisor import end_like
-
         supervisor = self._supervisor
         if os.WIFSIGNALED(wait_status) and supervisor.page[Mark.LIFE] != Life.LEAVING:
             supervisor.say(f"{self._name(0)} {how}; ending the job with status {LOST_STATUS}")

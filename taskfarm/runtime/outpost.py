@@ -13,9 +13,10 @@ import json
 import socket
 from collections.abc import Mapping
 
-__all__ = ["OUTPOST_VARIABLE", "Outpost", "launcher_grace_s"]
+from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
 
-OUTPOST_VARIABLE = "TASKFARM_WATCHDOG"  # host:port:secret; set for the ranks, nothing for users
+__all__ = ["Outpost", "launcher_grace_s"]
+
 CONNECT_S = 2.0  # the launching host is as near as the launcher's own connections, or out of reach
 MAX_GRACE_S = 2.0  # for a launcher that has lost a host: a living one ends a job in some tenths of a second
 PART_OF_LIMIT = 0.15  # at most: the job must have ended when the limit is reached

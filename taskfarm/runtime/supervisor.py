@@ -33,6 +33,7 @@ from taskfarm.runtime.vitals import (
     SILENCE_OF_HOST,
     Mark,
     describe_end,
+    end_like,
     look_at,
     map_page,
     new_page,
@@ -56,6 +57,8 @@ def can_supervise() -> bool:
 
 def fork_supervisor(environ: Mapping[str, str]) -> None:
     """Fork. The parent becomes the supervisor and never returns; the child returns, and goes on as the rank."""
+    import hmac  # noqa: F401 - for the hub, and for the rank's own channels: loaded once for both
+
     page = new_page()
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -334,18 +337,3 @@ class Supervisor:
         """Print a line to the job's error stream."""
         with contextlib.suppress(OSError):
             os.write(2, f"taskfarm: {text}\n".encode())
-
-
-def end_like(wait_status: int) -> NoReturn:
-    """End this process in the way in which another one has ended, so that the launcher sees what it always sees."""
-    if os.WIFSIGNALED(wait_status):
-        import resource
-
-        number = os.WTERMSIG(wait_status)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank has left one if one is wanted
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        time.sleep(1.0)
-        os._exit(128 + number)
-    os._exit(os.WEXITSTATUS(wait_status))

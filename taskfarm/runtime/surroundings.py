@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 __all__ = [
+    "OUTPOST_VARIABLE",
     "default_ranks",
     "expected_world_size",
     "explain_mismatch",
@@ -18,6 +19,9 @@ __all__ = [
     "slurm_cores",
     "usable_cores",
 ]
+
+# Where the launching process of a job with supervisors listens: host:port:secret. Set for the ranks, nothing for users.
+OUTPOST_VARIABLE = "TASKFARM_WATCHDOG"
 
 # Slurm numbers the batch, external and interactive "steps" downwards from 2**32 - 1 (slurm.h).
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0

@@ -7,7 +7,9 @@ import mmap
 import os
 import re
 import signal
+import time
 from enum import IntEnum
+from typing import NoReturn
 
 from taskfarm.scheduling.survival import Look
 
@@ -19,6 +21,7 @@ __all__ = [
     "Life",
     "Mark",
     "describe_end",
+    "end_like",
     "look_at",
     "map_page",
     "new_page",
@@ -108,3 +111,18 @@ def describe_end(wait_status: int) -> str:
         except ValueError:
             return f"was killed by signal {number}"
     return f"exited with status {os.WEXITSTATUS(wait_status)}"
+
+
+def end_like(wait_status: int) -> NoReturn:
+    """End this process in the way in which another one has ended, so that the launcher sees what it always sees."""
+    if os.WIFSIGNALED(wait_status):
+        import resource
+
+        number = os.WTERMSIG(wait_status)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank has left one if one is wanted
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        time.sleep(1.0)
+        os._exit(128 + number)
+    os._exit(os.WEXITSTATUS(wait_status))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from taskfarm.cli._watchdog import STRANGER_S, Watch
-from taskfarm.runtime.outpost import OUTPOST_VARIABLE, Outpost, launcher_grace_s
+from taskfarm.cli._watch import STRANGER_S, Watch
+from taskfarm.runtime.outpost import Outpost, launcher_grace_s
+from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="supervisors are for Linux")
 
