@@ -1,4 +1,4 @@
-"""Jobs that the benchmark starts: their command, and their end when they last too long."""
+"""Jobs that the benchmark starts: their command, their output, and their end when they last too long."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["end_job", "run_words"]
+__all__ = ["end_job", "output_of", "run_words"]
 
+JOB_S = 120.0  # jobs whose output is wanted take a second or a few
 _GRACE_S = 5.0  # launchers end their ranks within a second or two
 
 
-def run_words(n_ranks: int, mpiexec: str | None, program: Sequence[str]) -> list[str]:
+def run_words(n_ranks: int, mpiexec: str | None, program: Sequence[str], options: Sequence[str] = ()) -> list[str]:
     """Return the command that runs `program` on `n_ranks` ranks."""
     launcher = [] if mpiexec is None else [f"--mpiexec={mpiexec}"]
-    return [sys.executable, "-m", "taskfarm", "run", "-n", str(n_ranks), *launcher, *program]
+    return [sys.executable, "-m", "taskfarm", "run", "-n", str(n_ranks), *launcher, *options, *program]
 
 
 def end_job(process: subprocess.Popen[Any]) -> None:
@@ -28,3 +29,35 @@ def end_job(process: subprocess.Popen[Any]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def output_of(command: Sequence[str], environ: Mapping[str, str] | None = None, cpus: Sequence[int] = ()) -> str:
+    """Run a job, on these cores only if any are named, and return what it printed.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails.
+    """
+    usual = os.sched_getaffinity(0)
+    try:
+        if cpus:
+            os.sched_setaffinity(0, cpus)  # the job inherits it
+        process = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        os.sched_setaffinity(0, usual)
+    try:
+        output, _ = process.communicate(timeout=JOB_S)
+    except BaseException:
+        end_job(process)
+        raise
+    if process.returncode != 0:
+        raise RuntimeError(f"status {process.returncode}: {' '.join(command)}")
+    return output

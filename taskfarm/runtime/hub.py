@@ -124,8 +124,8 @@ class Hub:
             return
         message = json.loads(line)
         if "died" in message:
-            how, done_call, current_call = message["died"]
-            self._on_died(peer.rank, str(how), Standing(int(done_call), int(current_call)))
+            how, done_call, current_call, in_meeting = message["died"]
+            self._on_died(peer.rank, str(how), Standing(int(done_call), int(current_call), bool(in_meeting)))
         elif "left" in message:
             peer.has_left = True
         elif "gone" in message:

@@ -10,6 +10,7 @@ __all__ = [
     "FunctionOption",
     "LogOption",
     "LossCause",
+    "Meet",
     "ResultWanted",
     "TeamForget",
     "TeamReply",
@@ -69,6 +70,13 @@ class TeamReply(IntEnum):
     ENDED = 2  #: because another rank has failed
     BROKEN = 3  #: the initializer had failed; the body is that failure
     UNCOUNTED = 8  #: the communicator may hold what was not counted
+
+
+class Meet(IntEnum):
+    """What TEAM_MEET says."""
+
+    READY = 0  #: to the first rank: this one is there
+    GO = 1  #: from the first rank: all are there
 
 
 class TeamForget(IntEnum):

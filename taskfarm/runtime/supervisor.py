@@ -270,7 +270,8 @@ class Supervisor:
         else:
             how = self._cause or describe_end(status)
             page = self.page
-            self._tell_hub({"died": [how, page[Mark.DONE_CALL], page[Mark.CURRENT_CALL]]} if status else {"left": 1})
+            standing = [page[Mark.DONE_CALL], page[Mark.CURRENT_CALL], page[Mark.MEETING]]
+            self._tell_hub({"died": [how, *standing]} if status else {"left": 1})
 
     # The hub, on ranks above 0
 

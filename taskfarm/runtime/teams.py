@@ -17,6 +17,7 @@ import numpy as np
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.runtime.batches import BatchRunner
 from taskfarm.runtime.endpoint import CutOff
+from taskfarm.runtime.meeting import GROUP, Meetings
 from taskfarm.runtime.options import TeamForget, TeamReply
 from taskfarm.runtime.results import ReplyOption
 from taskfarm.runtime.runner import Outcome, encode_failure, failure_of, flush_output, run
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Teams"]
 
-GROUP = 1 << 48  # runs above are groups of tasks that a spawner has started
 LOOK_EVERY_S = 0.05  # for a failure of others, while the main thread waits for receives of its own
 NO_MPI = (
     "without an MPI launcher the executor's workers are processes that share no communicator: "
@@ -86,6 +86,8 @@ class Teams:
         self._last_run = self._last_group = 0
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
+        self._meetings = Meetings(worker.transport)
+        self.on_meet = self._meetings.on_frame
 
     # Frames
 
@@ -167,15 +169,24 @@ class Teams:
 
     def _open(self, part: _Part, number: int) -> None:
         """Meet the others; they do the same, whatever has happened to them."""
-        from taskfarm.transport.teams import open_team
-
         self._check_complete(part.ranks)
         team = self._teams.get(number)
         if team is None:
-            team = self._teams[number] = open_team(self._transport.parent, part.ranks)  # type: ignore[attr-defined]
+            team = self._teams[number] = self._new_team(part)
         part.team = team
         part.guard, part.comm = team.begin(self._look)
         part.guard.on_receive = self._watch
+
+    def _new_team(self, part: _Part) -> Team:
+        """Make a communicator with the others, once all are there."""
+        from taskfarm.transport.teams import open_team
+
+        def serve_once() -> None:
+            self._check_complete(part.ranks)
+            self._worker.serve_at_once()
+
+        with self._meetings.of(part.number, part.ranks, self._worker.marks, serve_once):
+            return open_team(self._transport.parent, part.ranks)  # type: ignore[attr-defined]
 
     def _look(self) -> None:
         item = self._transport.receive_nowait()
@@ -234,15 +245,13 @@ class Teams:
 
     def run_group(self, number: int, ranks: tuple[int, ...], body: Buffer, buffers: Sequence[Buffer]) -> Any:
         """Run this rank's part of a group of tasks, the first of which has this number."""
-        from taskfarm.transport.teams import open_team
-
         if self._part is not None:
             raise UsageError("a group of tasks inside a task")
         part = self._part = _Part(GROUP | number, ranks)
         self._last_group = part.number
         try:
             self._check_complete(ranks)
-            team = self._groups.pop(ranks, None) or open_team(self._transport.parent, ranks)  # type: ignore[attr-defined]
+            team = self._groups.pop(ranks, None) or self._new_team(part)
             part.team = team
             part.guard, part.comm = team.begin(self._look)
             part.guard.failed = self._stopped.pop(part.number, "")

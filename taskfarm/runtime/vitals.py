@@ -52,6 +52,7 @@ class Mark(IntEnum):
     LIFE = 4  #: rank 0: how far the job is (`Life`)
     STATUS = 5  #: rank 0: the status that the script ended with, once it is LEAVING
     NEWS = 6  #: rank 0: how many losses the supervisor has told it of
+    MEETING = 7  #: 1 while other ranks of a task count on this one to make their communicator
 
 
 class Life(IntEnum):

@@ -45,9 +45,20 @@ _DONE = Kind.DONE  # hot path: see `taskfarm.fast`
 _VALUE_WANTED = ResultWanted.VALUE
 _DONE_CALL, _CURRENT_CALL = int(Mark.DONE_CALL), int(Mark.CURRENT_CALL)
 
+SERVE_S = 1.0  # a wait for frames, between two looks whether others will come
 # What is reacted to in the middle of a task, a call or a relay; the rest is work, and waits its turn.
 _AT_ONCE = frozenset(
-    {Kind.MESSAGE, Kind.ARRAY, Kind.QUERY, Kind.QUIT, Kind.DEBUG, Kind.LOST, Kind.TEAM_STOP, Kind.SHARE}
+    {
+        Kind.MESSAGE,
+        Kind.ARRAY,
+        Kind.QUERY,
+        Kind.QUIT,
+        Kind.DEBUG,
+        Kind.LOST,
+        Kind.TEAM_STOP,
+        Kind.TEAM_MEET,
+        Kind.SHARE,
+    }
 )
 
 
@@ -106,6 +117,7 @@ class Worker(Endpoint):
             {
                 Kind.TEAM_TASK: self.teams.on_task,
                 Kind.TEAM_STOP: self.teams.on_stop,
+                Kind.TEAM_MEET: self.teams.on_meet,
                 Kind.TEAM_FORGET: self.teams.on_forget,
                 Kind.FUNCTION: batches.on_function,
                 Kind.BATCH: batches.on_batch,
@@ -158,6 +170,15 @@ class Worker(Endpoint):
         if self._children and frame.kind in TREE_KINDS:
             self._relay(frame)
         Endpoint.handle(self, source, frame)
+
+    def serve_at_once(self) -> None:
+        """Wait for a frame in the middle of a task, and react to it, unless it is work; raise if nobody may wait."""
+        item = self.transport.receive(time.monotonic() + SERVE_S)
+        if item is not None and item[1].kind in _AT_ONCE:
+            Endpoint.handle(self, *item)
+        elif item is not None:
+            self._deferred.append(item)
+        self.check_waiting()
 
     def _relay(self, frame: Frame) -> None:
         self.transport.send_to(self._children, frame, borrowed=True)

@@ -96,10 +96,19 @@ class Pulse:
 
 
 class Standing(NamedTuple):
-    """Where a rank was with collective calls when it died: the last call that it has left, and the one it was in."""
+    """Where a rank was with collective operations when it died.
+
+    Attributes
+    ----------
+    done_call, current_call : int
+        The last collective call that it has left, and the one it was in.
+    in_meeting : bool
+        Whether it was about to make a communicator with the other ranks of a task.
+    """
 
     done_call: int
     current_call: int
+    in_meeting: bool = False
 
 
 def fatal_reason(standing: Standing, last_call: int) -> str:
@@ -116,4 +125,6 @@ def fatal_reason(standing: Standing, last_call: int) -> str:
         return f"inside collective call {standing.current_call}"
     if standing.done_call < last_call:
         return f"before it had run collective call {standing.done_call + 1}"
+    if standing.in_meeting:
+        return "while the ranks of a task made their communicator"
     return ""

@@ -84,6 +84,7 @@ class Kind(IntEnum):
     LIMIT = 29  #: how long items of the batch that comes next may take; the body is float64, seconds [batch number, -]
     CANCEL = 30  #: end the process that runs an item [batch number, position of the item in it]
     TRACE = 31  #: `option` says: what time is it, or hand in what was recorded [question number, ns of the clock]
+    TEAM_MEET = 32  #: the ranks of a task meet before they make their communicator [run number, what is said]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

@@ -72,7 +72,38 @@ def test_a_task_of_several_ranks_that_loses_one(run_mpi: Launch[Result]) -> None
     )
 
 
+def test_a_rank_that_dies_on_its_way_to_a_task(run_mpi: Launch[Result]) -> None:
+    """The others wait for it, outside of MPI; they are freed, and the task is tried again on ranks that are left."""
+    program = """
+    import os, signal
+    from taskfarm import Executor, objects, task_comm
+    def die_on_2():
+        if objects.rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    with Executor(initializer=die_on_2) as executor:
+        print(executor.with_options(ranks=3).submit(lambda: task_comm().allreduce(1)).exception())
+        pairs = executor.with_options(ranks=2)
+        print([pairs.submit(lambda: task_comm().allreduce(1)).result() for _ in range(3)])
+    """
+    env = {"TASKFARM_STUCK_S": "50"}
+    result = run_mpi(program, 4, timeout_s=40, env=env, **SURVIVE).check(0)
+    assert "[2, 2, 2]" in result.stdout
+    assert "rank 2 was killed by SIGKILL" in result.stdout or "rank 2: was killed by SIGKILL" in result.stdout
+
+
 FATAL = {
+    "while the ranks of a task made their communicator": """
+        import os, signal
+        from taskfarm import Executor, objects, task_comm
+        from taskfarm.transport import teams
+        from tf_segments import note_segments
+        def prepare():
+            if objects.rank == 2:
+                teams.open_team = lambda parent, ranks: os.kill(os.getpid(), signal.SIGKILL)
+        with Executor(initializer=prepare) as executor:
+            note_segments()
+            executor.with_options(ranks=3).submit(lambda: task_comm().allreduce(1)).result()
+    """,
     "inside collective call 2": """
         import os, signal
         from taskfarm import objects

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskfarm.bench import jobs, peers, pools
+from taskfarm.bench import jobs, launcher, peers, pools
 from taskfarm.bench.measure import OURS, PEERS, RAW, ContenderLost, Contenders, Row, Setting, Target, Unit, measure
 from taskfarm.bench.rows import RANKS, all_rows, launching, worker_numbers
 from taskfarm.bench.works import ECHO, NOOP, NOOPS
@@ -234,14 +234,14 @@ def test_the_last_rank_counts() -> None:
     with pytest.raises(RuntimeError, match="2 of 3 ranks"):
         launching._until_last([sys.executable, "-c", report], {}, 3)(1)
     with pytest.raises(RuntimeError, match="status 4"):
-        launching._output([sys.executable, "-c", "raise SystemExit(4)"], {})
+        launcher.output_of([sys.executable, "-c", "raise SystemExit(4)"])
 
 
 def test_a_job_runs_on_the_cores_that_are_named() -> None:
     """The crowd has as few cores as the row says; the command keeps its own."""
     mine = os.sched_getaffinity(0)
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
-    assert launching._output([sys.executable, "-c", code], {}, [min(mine)]) == f"[{min(mine)}]\n"
+    assert launcher.output_of([sys.executable, "-c", code], cpus=[min(mine)]) == f"[{min(mine)}]\n"
     assert os.sched_getaffinity(0) == mine
 
 

@@ -230,6 +230,7 @@ def test_kinds_fit_the_head() -> None:
         "LIMIT": 29,
         "CANCEL": 30,
         "TRACE": 31,
+        "TEAM_MEET": 32,
     }
 
 

@@ -91,6 +91,7 @@ def test_what_cannot_be_spared() -> None:
     assert fatal_reason(Standing(0, 0), 0) == ""
     assert fatal_reason(Standing(6, 7), 7) == "inside collective call 7"
     assert fatal_reason(Standing(6, 0), 7) == "before it had run collective call 7"
+    assert fatal_reason(Standing(7, 0, in_meeting=True), 7) == "while the ranks of a task made their communicator"
 
 
 def test_looking_at_a_process() -> None:
@@ -222,7 +223,7 @@ def test_a_death_that_can_be_spared(bench: Bench) -> None:
     """Rank 0 is told, the others stay, and the shared page says that there is news."""
     bench.supervisor.page[Mark.LIFE] = 1
     other, victim = bench.connect(b"secret 1\n"), bench.connect(b"secret 2\n")
-    bench.say(victim, {"died": ["was killed by SIGKILL", 0, 0]})
+    bench.say(victim, {"died": ["was killed by SIGKILL", 0, 0, 0]})
     assert bench.supervisor.told == [{"lost": [2, "was killed by SIGKILL"]}]
     assert bench.supervisor.page[Mark.NEWS] == 1
     assert bench.supervisor.is_damaged
@@ -234,8 +235,9 @@ def test_a_death_that_can_be_spared(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("life", "last_call", "message", "words"),
     [
-        (1, 5, {"died": ["was killed by SIGKILL", 4, 5]}, "rank 2 (host b) was killed by SIGKILL inside collective"),
-        (0, 0, {"died": ["exited with status 1", 0, 0]}, "exited with status 1 while the job was starting"),
+        (1, 5, {"died": ["was killed by SIGKILL", 4, 5, 0]}, "rank 2 (host b) was killed by SIGKILL inside collective"),
+        (1, 0, {"died": ["was killed by SIGSEGV", 0, 0, 1]}, "was killed by SIGSEGV while the ranks of a task made"),
+        (0, 0, {"died": ["exited with status 1", 0, 0, 0]}, "exited with status 1 while the job was starting"),
         (1, 0, b"nonsense\n", "rank 2 (host b) is lost, perhaps with its host"),
     ],
 )
@@ -255,7 +257,7 @@ def test_a_death_at_the_end(bench: Bench) -> None:
     bench.supervisor.page[Mark.LIFE], bench.supervisor.page[Mark.STATUS] = 2, 3
     client = bench.connect(b"secret 2\n")
     with pytest.raises(Ended):
-        bench.say(client, {"died": ["was killed by SIGKILL", 0, 0]})
+        bench.say(client, {"died": ["was killed by SIGKILL", 0, 0, 0]})
     assert [status for status, _ in bench.ends] == [3]
     client.close()
 

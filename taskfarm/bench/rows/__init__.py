@@ -9,7 +9,19 @@ from taskfarm.bench import works
 from taskfarm.bench.common import KB, MB
 from taskfarm.bench.functions import busy, noop
 from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, Row, Target, Unit
-from taskfarm.bench.rows import arrays, buffers, calls, executor, launching, memory, messages, shared, tasks, waiting
+from taskfarm.bench.rows import (
+    arrays,
+    buffers,
+    calls,
+    executor,
+    launching,
+    memory,
+    messages,
+    shared,
+    survival,
+    tasks,
+    waiting,
+)
 
 __all__ = ["RANKS", "all_rows"]
 
@@ -47,6 +59,7 @@ def all_rows(n_cores: int) -> tuple[Row, ...]:
         *_shared(),
         *_resources(),
         *_launching(),
+        *_surviving(),
         *_scaling(n_cores),
     )
 
@@ -170,6 +183,21 @@ def _launching() -> Iterator[Row]:
     yield Row("isolated_64MB", one, [2], MS, partial(launching.isolated, 64 * MB), target, _LEAST, launches=True)
     target = Target(0.7, "3 ranks", at_least=True)
     yield Row("crowd", crowd, [8], _CROWD_RATE, launching.crowded_rate, target, _FEW, launches=True)
+
+
+def _surviving() -> Iterator[Row]:
+    least, few, with_supervisors = _LEAST, _FEW, ", with supervisors, against the same without"
+    target = Target(1.0, survival.WITHOUT, plus=0.02)
+    job = "a job with one task" + with_supervisors
+    yield Row("survive_startup", job, [4], _SECONDS, survival.startup, target, few, launches=True)
+    target = Target(1.05, survival.WITHOUT)
+    one = "an empty task, there and back" + with_supervisors
+    yield Row("survive_task", one, [2], US, survival.task, target, few, launches=True)
+    target = Target(0.5, "")
+    death = "from a worker's death until its task runs elsewhere, the longer of two"
+    yield Row("survive_death", death, [4], _SECONDS, survival.until_elsewhere, target, least, launches=True)
+    stop = f"the same for a stopped worker, beyond its heartbeat of {survival.HEARTBEAT_S:g} s"
+    yield Row("survive_hang", stop, [4], _SECONDS, survival.hang, target, least, launches=True)
 
 
 def _scaling(n_cores: int) -> Iterator[Row]:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from taskfarm.bench.launcher import end_job, run_words
+from taskfarm.bench.launcher import output_of, run_words
 from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 from taskfarm.runtime.launch import LaunchPlan, Situation, plan_launch
 
 __all__ = ["crowded_rate", "first_line", "first_session", "isolated"]
 
-_JOB_S = 120.0  # these jobs take about a second
 _CROWD_CORES = 2
 _FEW_RANKS = 3
 _CROWD_SAMPLE_S = 0.5  # of tasks, in a job of their own
@@ -70,7 +68,10 @@ def _until_last(command: Sequence[str], added: Mapping[str, str], n_ranks: int) 
         total = 0.0
         for _ in range(n):
             start = time.time()  # the ranks' clock: they are on this host
-            times = [float(word) for word in re.findall(r"^at (\S+)$", _output(command, added), re.MULTILINE)]
+            times = [
+                float(word)
+                for word in re.findall(r"^at (\S+)$", output_of(command, {**os.environ, **added}), re.MULTILINE)
+            ]
             if len(times) != n_ranks:
                 raise RuntimeError(f"{len(times)} of {n_ranks} ranks reported: {' '.join(command)}")
             total += max(times) - start
@@ -87,7 +88,7 @@ def crowded_rate(setting: Setting) -> Contenders:
     def rate(n_ranks: int) -> Callable[[int], float]:
         program = ["-m", "taskfarm.bench.rate", str(sample_s)]
         command = run_words(n_ranks, setting.mpiexec, program)
-        return lambda _: float(_output(command, {}, cpus).split()[-1])
+        return lambda _: float(output_of(command, cpus=cpus).split()[-1])
 
     return {OURS: rate(setting.n_ranks), f"{_FEW_RANKS} ranks": rate(_FEW_RANKS)}
 
@@ -99,32 +100,6 @@ def isolated(size_bytes: int, setting: Setting) -> Contenders:
     def seconds(is_isolated: bool) -> Callable[[int], float]:
         program = ["-m", "taskfarm.bench.isolated", str(int(is_isolated)), str(sample_s), str(size_bytes)]
         command = run_words(setting.n_ranks, setting.mpiexec, program)
-        return lambda n: n * float(_output(command, {}).split()[-1])
+        return lambda n: n * float(output_of(command).split()[-1])
 
     return {OURS: seconds(True), IN_THE_RANK: seconds(False)}
-
-
-def _output(command: Sequence[str], added: Mapping[str, str], cpus: Sequence[int] = ()) -> str:
-    """Run a job, on these cores only if any are named, and return what it printed."""
-    usual = os.sched_getaffinity(0)
-    try:
-        if cpus:
-            os.sched_setaffinity(0, cpus)  # the job inherits it
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **added},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-    finally:
-        os.sched_setaffinity(0, usual)
-    try:
-        output, _ = process.communicate(timeout=_JOB_S)
-    except BaseException:
-        end_job(process)
-        raise
-    if process.returncode != 0:
-        raise RuntimeError(f"status {process.returncode}: {' '.join(command)}")
-    return output
