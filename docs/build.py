@@ -52,7 +52,7 @@ API_PAGES = {
     "taskfarm.vm.base": "docs/api-vm.md",
 }
 VARIABLES_PAGE = "docs/api.md"
-INTERNAL_VARIABLES = {"TASKFARM_REPORT_STATUS"}  # set by `taskfarm run` for itself
+INTERNAL_VARIABLES = {"TASKFARM_REPORT_STATUS", "TASKFARM_WATCHDOG"}  # set by `taskfarm run` for itself
 DIAGRAMS_PAGE = "docs/architecture.md"
 
 _LINK = re.compile(r"(?<!\!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")

@@ -88,6 +88,7 @@ class Teams:
         self._wanted = threading.Event()
         self._meetings = Meetings(worker.transport)
         self.on_meet = self._meetings.on_frame
+        self.new_team = self._new_team  # the simulator has no communicators
 
     # Frames
 
@@ -172,7 +173,7 @@ class Teams:
         self._check_complete(part.ranks)
         team = self._teams.get(number)
         if team is None:
-            team = self._teams[number] = self._new_team(part)
+            team = self._teams[number] = self.new_team(part)
         part.team = team
         part.guard, part.comm = team.begin(self._look)
         part.guard.on_receive = self._watch

@@ -36,6 +36,7 @@ def check_crew(crew: Crew, alive: Collection[int]) -> None:
     try:
         dealer.check_invariants()
         crew.controller.farm.check_invariants()
+        crew.desk.placer.check_invariants()
     except (AssertionError, TaskfarmError) as exc:
         raise SimulationFailed(f"the tables contradict each other: {exc!r}") from exc
     demand(set(dealer.lanes.workers) >= set(alive), "a living worker has no lane")
@@ -44,23 +45,29 @@ def check_crew(crew: Crew, alive: Collection[int]) -> None:
 def check_end(crew: Crew) -> None:
     """Check that nothing is left when all has ended."""
     demand(not crew.dealer.flying, "batches are under way although everything has ended")
+    demand(not crew.desk.is_busy, "a task has workers, or waits for them, although everything has ended")
     demand(not crew.dealer.has_waiting, "items wait although everything has ended")
     demand(crew.dealer.n_busy() == 0, "a worker is taken for busy although everything has ended")
 
 
-def check_outcome(item: Item, value: object, error: BaseException | None, *, n_lost: int, is_broken: bool) -> None:
+def check_outcome(
+    item: Item, value: object, error: BaseException | None, *, n_lost: int, n_alive: int, is_broken: bool
+) -> None:
     """Check how a task ended.
 
     Parameters
     ----------
     n_lost : int
-        How many workers were lost so far.
+        How many workers, and processes of tasks, were lost so far.
+    n_alive : int
+        How many workers are left.
     is_broken : bool
         Whether no worker is left.
     """
     what = f"task {item.number} ({item.kind.value})"
     if isinstance(error, WorkerLostError):
-        demand(n_lost > RETRIES, f"{what} was given up after {n_lost} losses: {error}")
+        enough = n_lost > RETRIES or n_alive < item.n_workers
+        demand(enough, f"{what} was given up after {n_lost} losses, with {n_alive} workers left: {error}")
     elif error is not None and is_broken and type(error).__name__ == "ExecutorBrokenError":
         return
     elif item.kind is Kind.GOOD:

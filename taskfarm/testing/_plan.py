@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 __all__ = ["Plan"]
 
+ISOLATED = 0.3  # of the farms
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,6 +40,12 @@ class Plan:
         Probability that a task raises, or that its argument or its result cannot be read.
     p_cancel : float
         Probability that a future is cancelled.
+    p_placed : float
+        Probability that tasks ask for several workers, each on its own.
+    is_isolated : bool
+        Whether tasks run in processes of their own: a poisonous one costs its process, and the worker lives on.
+    p_child_death : float
+        Probability that such a process dies of itself when an item begins.
     heartbeat_s : float
         After which time a stopped worker is given up, although its replies may still come.
     horizon_s : float
@@ -56,6 +64,9 @@ class Plan:
     p_poison: float = 0.0
     p_bad: float = 0.0
     p_cancel: float = 0.0
+    p_placed: float = 0.0
+    is_isolated: bool = False
+    p_child_death: float = 0.0
     heartbeat_s: float = 0.1
     horizon_s: float = 0.1
 
@@ -93,4 +104,7 @@ class Plan:
             p_cancel=draw.choice(often),
             heartbeat_s=draw.choice((0.1, 1.0)) * busy_s,
             horizon_s=draw.choice((0.1, 1.0, 2.0)) * busy_s,
+            p_placed=draw.choice((0.0, 0.0, 0.3, 0.6)),
+            is_isolated=draw.random() < ISOLATED,
+            p_child_death=draw.choice((0.0, 0.01, 0.2)),
         )

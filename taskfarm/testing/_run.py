@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskfarm.config import Config
+from taskfarm.errors import UsageError
 from taskfarm.futures._executor import Executor
 from taskfarm.futures._future import ExecutorBrokenError
 from taskfarm.runtime.controller import Controller
@@ -27,6 +28,7 @@ __all__ = ["Summary", "simulate"]
 
 _LONG = 30.0  # times the mean that a long task takes
 _P_LONG = 0.02
+MAX_TEAM = 5  # workers of one task
 _BAD = (Kind.RAISES, Kind.BAD_RESULT, Kind.UNREADABLE_RESULT, Kind.UNREADABLE_ARGUMENT)
 
 
@@ -177,7 +179,9 @@ class _Program:
             self._crew.serve()
 
     def _use(self, items: Sequence[Item]) -> None:
-        if self._draw.random() < 0.5:
+        if self._plan.p_placed and self._draw.random() < self._plan.p_placed:
+            self._place(items)
+        elif self._draw.random() < 0.5:
             self._submit(items)
         else:
             self._map(items)
@@ -187,6 +191,23 @@ class _Program:
             future = self._executor.submit(work, _loaded(item))
             was_cancelled = self._draw.random() < self._plan.p_cancel and future.cancel()
             self._futures.append((item, future, was_cancelled))
+
+    def _place(self, items: Sequence[Item]) -> None:
+        """Submit tasks that want several workers, as long as there are as many."""
+        for item in items:
+            wanted = item._replace(n_workers=self._draw.randint(1, min(MAX_TEAM, self._plan.n_workers)))
+            placed = self._executor.with_options(ranks=wanted.n_workers)
+            try:
+                future = placed.submit(work, _loaded(wanted))
+            except UsageError as exc:
+                demand(self._n_alive < wanted.n_workers, f"{self._n_alive} workers, but {exc}")
+                continue
+            was_cancelled = self._draw.random() < self._plan.p_cancel and future.cancel()
+            self._futures.append((wanted, future, was_cancelled))
+
+    @property
+    def _n_alive(self) -> int:
+        return self._plan.n_workers - len(self._zero.lost)
 
     def _check_future(self, item: Item, future: Future[Any], was_cancelled: bool) -> None:
         value, error = None, None
@@ -205,7 +226,8 @@ class _Program:
 
     def _check(self, item: Item, value: object, error: BaseException | None) -> None:
         self._n_checked += 1
-        check_outcome(item, value, error, n_lost=len(self._zero.lost), is_broken=self._is_broken)
+        n_lost = len(self._zero.lost) + self._zero.n_children_lost
+        check_outcome(item, value, error, n_lost=n_lost, n_alive=self._n_alive, is_broken=self._is_broken)
 
     def _map(self, items: Sequence[Item]) -> None:
         """Take the results of a map, all or some; a failure ends it."""
@@ -233,7 +255,8 @@ class _Program:
             if in_order:
                 self._check(items[position], None, exc)
             else:
-                demand(any(item.kind is not Kind.GOOD for item in items) or self._zero.lost, f"{exc!r} out of nothing")
+                is_due = any(item.kind is not Kind.GOOD for item in items)
+                demand(is_due or self._zero.lost or self._zero.n_children_lost, f"{exc!r} out of nothing")
         finally:
             del results  # drops what has not begun
 

@@ -34,12 +34,19 @@ STAGE: ContextVar[Stage | None] = ContextVar("STAGE", default=None)
 
 
 class Item(NamedTuple):
-    """One task."""
+    """One task.
+
+    Attributes
+    ----------
+    n_workers : int
+        How many workers run it together; 0 if it asks for none in particular.
+    """
 
     number: int
     kind: Kind
     seconds: float
     load: Any = None
+    n_workers: int = 0
 
 
 class Unpicklable:

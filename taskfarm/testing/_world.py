@@ -15,13 +15,17 @@ from functools import partial
 
 from taskfarm.config import Config
 from taskfarm.errors import ProtocolError
+from taskfarm.runtime.batches import encode_times
 from taskfarm.runtime.endpoint import Surroundings
+from taskfarm.runtime.losses import LostItem, pack_loss
+from taskfarm.runtime.options import LossCause
 from taskfarm.runtime.registry import Registry
+from taskfarm.runtime.results import ReplyOption
 from taskfarm.runtime.worker import Worker
 from taskfarm.testing._check import SimulationFailed
 from taskfarm.testing._plan import Plan
 from taskfarm.testing._tasks import STAGE
-from taskfarm.transport.base import Direct, Incoming, LandingMemory
+from taskfarm.transport.base import Direct, Incoming, LandingMemory, PeerFailed
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Buffer, Frame, Kind, encode, parse_head
 
@@ -102,6 +106,7 @@ class _Side:
 
     interrupted = False
     n_unsent = 0
+    parent: object = "a communicator"  # from which teams could be made: tasks may ask for several workers
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -188,7 +193,10 @@ class SimulatedWorker(_Side):
             self._announce(self._dies_at, "was killed by SIGKILL")
         if self._stalls_at < float("inf") and self._stall_s > plan.heartbeat_s:
             network.at(self._stalls_at + plan.heartbeat_s, partial(zero.announce, rank, "gave no sign of life"))
-        self._worker = Worker(self, surroundings(), clock=self.clock)
+        self._at: tuple[int, int] | None = None  # the batch and the item in it that a task's process is at
+        self._lost_at: tuple[int, int] | None = None  # those that it died at
+        self._worker = Worker(self, surroundings(), clock=self.clock, progress=self if plan.is_isolated else None)
+        self._worker.teams.new_team = lambda part: SilentTeam()  # type: ignore[assignment, return-value]
 
     def _announce(self, when: float, how: str) -> None:
         self._network.at(
@@ -199,20 +207,40 @@ class SimulatedWorker(_Side):
         """Return the worker's own time."""
         return self._time
 
+    def begin(self, batch: int) -> None:
+        """Note that a batch has begun, which runs in a process of its own."""
+        self._at = (batch, -1)
+
+    def mark(self, position: int, now: float) -> None:
+        """Note that an item begins; its process may die of that."""
+        if self._at is None or self._lost_at is not None:
+            return
+        self._at = None if position < 0 else (self._at[0], position)
+        if self._at is not None and self._draw.random() < self._plan.p_child_death:
+            self._lost_at = self._at
+
+    def lose(self, rank: int, how: str) -> None:
+        """Take in that another worker has died."""
+        self._worker.handle(rank, Frame(Kind.LOST, rank, body=how.encode()))
+
     def spend(self, seconds: float) -> None:
         """Let time pass for the worker."""
+        if self._lost_at is not None:
+            return
         self._time += seconds
         if self._time >= self._stalls_at:
             self._stalls_at = float("inf")
             self._time += self._stall_s
 
     def die(self) -> None:
-        """Die of a task."""
-        if not self.has_died and self._time < self._dies_at:
+        """Die of a task, or lose its process."""
+        if self._at is not None:
+            self._lost_at = self._lost_at or self._at
+        elif not self.has_died and self._time < self._dies_at:
             self._dies_at = self._time
             self._announce(self._time, "was killed by SIGSEGV")
 
-    def arrive(self, message: _Message) -> None:
+    def arrive(self, message: _Message, source: int = 0) -> None:
         """React to a frame when its turn has come."""
         self._time = max(self._time, self._network.now)
         self.spend(0.0)
@@ -220,12 +248,30 @@ class SimulatedWorker(_Side):
             return
         token = STAGE.set(self)
         try:
-            self._worker.handle(0, _from_bytes(message))
+            self._worker.handle(source, _from_bytes(message))
         finally:
             STAGE.reset(token)
+        lost_at, self._lost_at, self._at = self._lost_at, None, None
+        if lost_at is not None:
+            self._report_lost_child(*lost_at)
+
+    def _report_lost_child(self, batch: int, position: int) -> None:
+        """Say what the rank of a task's process says when that has died: which item it was at, if that is known."""
+        self._zero.n_children_lost += 1
+        self._worker.batches._late = False  # the next process knows nothing of that
+        known = self._draw.random() < 0.8
+        loss = LostItem(position if known else None, LossCause.DEATH, "was killed by SIGSEGV")
+        body = encode_times(0.0, 0.0) + pack_loss(loss)
+        self.send(0, Frame(Kind.BATCH_DONE, batch, 0, ReplyOption.LOST, body))
 
     def _post(self, dest: int, message: _Message) -> None:
-        if self._time < self._dies_at:
+        if self._lost_at is not None:  # the reply of a process that has died
+            return
+        if dest:
+            if self._time < self._dies_at:
+                arrive = partial(self._zero.workers[dest - 1].arrive, message, self.rank)
+                self._network.carry(self.rank, dest, self._time, arrive)
+        elif self._time < self._dies_at:
             self._zero.expect(self.rank, self._time, message)
         elif not self.has_died:
             self.has_died = True
@@ -240,6 +286,41 @@ def _torn(message: _Message, draw: random.Random) -> _Message:
     return control[: draw.randrange(len(control))], bulk
 
 
+class SilentGuard:
+    """Looks after a communicator that nobody uses."""
+
+    failed = ""
+    on_receive: Callable[[], None]
+    is_waited_for = False
+    is_countable = True
+    n_met = n_unmatched = 0
+
+    def check(self) -> None:
+        """Raise if another rank of the task has failed."""
+        if self.failed:
+            raise PeerFailed(self.failed)
+
+    def end(self) -> None:
+        """Do nothing: nothing is left."""
+
+
+class SilentTeam:
+    """Stands for the communicator of a task's ranks, which here do not talk to each other."""
+
+    def begin(self, look: Callable[[], None]) -> tuple[SilentGuard, None]:
+        """Begin a task."""
+        return SilentGuard(), None
+
+    def free(self) -> None:
+        """Do nothing."""
+
+    def tidy(self, n_met: int) -> None:
+        """Do nothing."""
+
+    def keep_for_ever(self) -> None:
+        """Do nothing."""
+
+
 class RankZero(_Side):
     """Rank 0's transport.
 
@@ -249,6 +330,8 @@ class RankZero(_Side):
         Workers that were announced as lost, and how.
     n_dropped : int
         Torn messages that were dropped.
+    n_children_lost : int
+        Processes of tasks that have died, while their worker lives.
     """
 
     def __init__(self, plan: Plan, network: Network, draw: random.Random) -> None:
@@ -260,6 +343,7 @@ class RankZero(_Side):
         self.on_look: Callable[[], None] = lambda: None
         self.lost: dict[int, str] = {}
         self.n_dropped = 0
+        self.n_children_lost = 0
         self.workers = [
             SimulatedWorker(rank, plan, network, self, random.Random(draw.random()))
             for rank in range(1, plan.n_workers + 1)
