@@ -10,6 +10,7 @@ import pytest
 
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._tasks import TaskJob
+from taskfarm.runtime.team_desk import TeamDesk
 from taskfarm.scheduling.dealing import Dealer
 from taskfarm.testing import Plan, SimulationFailed, simulate
 
@@ -61,6 +62,18 @@ def test_a_task_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
     texts = seeds_that_fail()
     assert any("no progress" in text for text in texts)
     assert all("python -m taskfarm.testing --seed " in text for text in texts)
+
+
+def test_a_placed_task_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a task of several workers were not tried again when one of them dies, its future would never end."""
+    monkeypatch.setattr(TeamDesk, "_lose", lambda self, wanted, loss: None)
+    assert any("no progress" in text for text in seeds_that_fail())
+
+
+def test_items_that_died_with_their_process_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the other items of a batch were forgotten that was lost with a task's process, the farm would not hide it."""
+    monkeypatch.setattr(Dealer, "_put_back", lambda self, job, ranges: None)
+    assert any("no progress" in text for text in seeds_that_fail())
 
 
 def test_a_slot_that_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
