@@ -29,6 +29,7 @@ SHOWN = {
 NOT_SHOWN = {
     "taskfarm/bench/": "about the benchmark itself",
     "taskfarm/testing/": "tasks of the simulator, which are meant to fail",
+    "taskfarm/cli/_watch.py": "caught where strangers connect",
     "taskfarm/runtime/hub.py": "caught where strangers connect",
     "taskfarm/runtime/lines.py": "caught where strangers connect",
     "taskfarm/runtime/watcher.py": "caught where strangers connect",
