@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -303,6 +304,26 @@ def test_a_leader_that_cannot_be_reached_is_not_joined() -> None:
     finally:
         leader.close()
         member.close()
+
+
+@linux_only
+def test_a_stranger_can_only_ring() -> None:
+    """Who finds the socket can end a sleep, whatever he sends; nothing of it is kept, and the next sleep is one."""
+    bell = Doorbell("a" * 32, 0, 2)
+    try:
+        bell.create_memory()
+        bell.publish(True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+            for word in (b"", b"x" * 5000, bytes(32)):
+                stranger.sendto(word, bell._address(0))
+        before = bytes(bell.asleep)
+        bell.sleep(10.0)
+        assert bytes(bell.asleep) == before
+        with pytest.raises(BlockingIOError):
+            bell._socket.recv(1)
+        assert not bell.reaches([1])
+    finally:
+        bell.close()
 
 
 @linux_only
