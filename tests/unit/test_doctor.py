@@ -216,7 +216,7 @@ def test_links() -> None:
 
 
 def plan_of(*command: str, n_ranks: int = 2) -> LaunchPlan:
-    return LaunchPlan(command, {}, n_ranks, OPEN_MPI, LIBRARY)
+    return LaunchPlan(command, {}, n_ranks, OPEN_MPI, LIBRARY, True)
 
 
 @pytest.mark.parametrize(

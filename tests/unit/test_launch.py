@@ -359,6 +359,18 @@ def test_ranks_of_several_hosts_are_left_alone(mpich: Machine) -> None:
 # Showing, and the launcher that is already there
 
 
+def test_open_mpi_passes_our_variables_on_to_other_hosts(openmpi: Machine) -> None:
+    """It does so for variables that are named; on one host nothing has to be said."""
+    openmpi.environ |= {"TASKFARM_HEARTBEAT_S": "5"}
+    plan = plan_launch(PROGRAM, 2, None, openmpi.situation, told=["TOLD"])
+    assert plan.one_host
+    assert "-x" not in plan.command
+    mpiexec = f"{openmpi.root / 'venv/bin/mpiexec'} --host a,b"
+    plan = plan_launch(PROGRAM, 2, mpiexec, openmpi.situation, told=["TOLD"])
+    assert not plan.one_host
+    assert tuple(plan.command[1:7]) == ("--host", "a,b", "-x", "TASKFARM_HEARTBEAT_S", "-x", "TOLD")
+
+
 def test_shell_line_can_be_pasted(openmpi: Machine) -> None:
     openmpi.environ["OMP_NUM_THREADS"] = "1"
     line = plan_launch(["a b.py"], 2, None, openmpi.situation).shell_line()
