@@ -16,15 +16,16 @@ from typing import Any
 
 from taskfarm.errors import RankFailure, TaskTimeoutError
 from taskfarm.futures._future import broken
+from taskfarm.futures._held import Held
 from taskfarm.futures._journaled import JournaledMap
 from taskfarm.futures._options import TaskOptions
-from taskfarm.futures._stock import Stock
+from taskfarm.futures._stock import Stock, StockByItem
 from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.jobs import Initializer, Parcel
+from taskfarm.runtime.jobs import Initializer, Parcel, Pieces
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.results import Results
+from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import exception_of, run
-from taskfarm.wire.codec import Packed, pack
+from taskfarm.wire.codec import Packed, pack, pack_each
 
 __all__ = ["MapJob"]
 
@@ -94,10 +95,8 @@ class MapJob:
         self._n_read = 0
         self._n_taken = 0
         self._n_consumed = 0
-        self._stock = Stock(self._range)
-        self._held: dict[int, Results] = {}
-        self._n_held = 0
-        self._held_bytes = 0
+        self._stock = (StockByItem if crew.has_groups else Stock)(self._range)
+        self._held = Held()
         self._error: BaseException | None = None  # of the executor
         self._failure: BaseException | None = None  # of the item whose turn it is
         self._source_error: Exception | None = None
@@ -119,7 +118,7 @@ class MapJob:
                 if room <= 0:
                     return
                 began = self._crew.clock()
-                if began - started > READ_S and self._n_held and self._buffersize is None:
+                if began - started > READ_S and self._held.n and self._buffersize is None:
                     return
                 self._read(self._piece(room))
                 if self._n_read >= FEW:
@@ -135,7 +134,7 @@ class MapJob:
     def _room(self, all_of_it: bool) -> int:
         if self._buffersize is not None:
             return self._buffersize - (self._n_read - self._n_consumed)
-        if not all_of_it and (self._n_held > MAX_HELD_ITEMS or self._held_bytes > MAX_HELD_BYTES):
+        if not all_of_it and (self._held.n > MAX_HELD_ITEMS or self._held.size_bytes > MAX_HELD_BYTES):
             return 0
         dealer = self._crew.dealer
         return 0 if self.is_over else dealer.look_ahead(self.number) - dealer.n_waiting(self.number)
@@ -240,13 +239,11 @@ class MapJob:
 
     def as_they_come(self) -> int:
         """Return where results that are here start, -1 if there are none."""
-        return next(iter(self._held), -1)
+        return self._held.first
 
     def _take(self, start: int) -> Results | None:
-        held = self._held.pop(start, None)
+        held = self._held.take(start)
         if held is not None:
-            self._n_held -= held.n
-            self._held_bytes -= held.size_bytes
             self._n_taken += held.n
         return held
 
@@ -282,7 +279,7 @@ class MapJob:
         if self.is_over or self._error is not None:
             return True
         full = self._buffersize is not None and self._room(True) <= 0
-        return (self._read_all or full) and self._n_read == self._n_taken + self._n_held
+        return (self._read_all or full) and self._n_read == self._n_taken + self._held.n
 
     def end(self) -> None:
         """Drop what was not run; nobody wants the results any more. May be repeated."""
@@ -316,6 +313,15 @@ class MapJob:
         packed = pack((items, self.unit) if self.unit > 1 else items)
         return Parcel(packed.body, packed.buffers, self._option, limits=self._options.limits)
 
+    def pack_pieces(self, start: int, stop: int, size: int) -> Pieces:
+        items, n = self._stock.deal(start, stop), stop - start
+        parts: Sequence[Any] = items
+        if self.unit > 1:
+            parts = [(items[at : at + size], self.unit) for at in range(0, n, size)]
+        elif size > 1:
+            parts = [items[at : at + size] if n - at > 1 else items[at] for at in range(0, n, size)]
+        return Pieces(size, n, self._option, *pack_each(parts))
+
     def on_results(self, start: int, results: Results) -> None:
         self._stock.on_done(start, results.n)
         if not results.n:
@@ -324,8 +330,17 @@ class MapJob:
             self._crew.deliver_later(lambda: journal.on_results(start, results))
         self._hold(start, results)
 
+    def on_singles(self, start: int, offsets: Sequence[int], bodies: Sequence[bytes]) -> None:
+        if self._journal is not None or self._is_dropped():
+            for offset, body in zip(offsets, bodies, strict=True):
+                self.on_results(start + offset, Results(1, body, (), ReplyOption.VALUE))
+            return
+        self._stock.on_all_done([start + offset for offset in offsets])
+        self._held.add_singles(start, offsets, bodies)
+        self._tell_arrival()
+
     def on_returned(self, start: int, stop: int) -> None:
-        self._stock.on_returned(start)
+        self._stock.on_returned(start, stop)
 
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
         self._stock.on_failed(start)
@@ -346,16 +361,18 @@ class MapJob:
     def _hold(self, start: int, held: Results) -> None:
         if self.is_over:
             return
-        if self._consumer is not None and self._consumer() is None:  # dropped before its first value
+        if self._is_dropped():
             self._n_taken += held.n
             if self._read_all and self._n_taken == self._n_read:
                 self._crew.end_job(self)
                 self.is_over = True
             return
-        self._held[start] = held
-        self._n_held += held.n
-        self._held_bytes += held.size_bytes
+        self._held.add(start, held)
         self._tell_arrival()
+
+    def _is_dropped(self) -> bool:
+        """Tell whether nobody wants the results: their iterator went before its first value, or the job has ended."""
+        return self.is_over or (self._consumer is not None and self._consumer() is None)
 
     def _tell_arrival(self) -> None:
         if self.on_arrival is not None:

@@ -127,6 +127,12 @@ class PlacedTasks:
             If no workers can ever run it, or an option is not for placed tasks.
         """
         _check_options(options)
+        if self.crew.has_groups:
+            raise UsageError(
+                "tasks with ranks, hosts or tags, or with objects that live on ranks, need rank 0 to know what each "
+                "worker does, and in this job groups of workers have controllers of their own; set "
+                "TASKFARM_GROUP_SIZE=0"
+            )
         fn = with_retries(fn, options.retries, options.retry_on)
         future: AnyFuture = Future(self.crew)
         handles = [value for value in [*args, *kwargs.values()] if isinstance(value, PlacedObjectId)]

@@ -64,11 +64,10 @@ def load_of(controller: Controller, hosts: Mapping[int, str], memory_bytes: int 
     busy = {rank for rank, state in slots.items() if state is SlotState.BUSY}
     n_done, n_ahead = farm.n_ended, farm.n_running
     if crew is not None:
-        flying = list(crew.dealer.flying.values())
-        busy |= {batch.worker for batch in flying} | crew.desk.busy_workers()
+        busy |= crew.busy_workers
         n_done += crew.n_done
         n_ahead += sum(map(crew.dealer.n_waiting, list(crew.job_numbers)))
-        n_ahead += sum(batch.stop - batch.start for batch in flying) + crew.desk.n_ahead
+        n_ahead += crew.n_in_hand + crew.desk.n_ahead
     workers = Counter(hosts.values())
     n_busy = Counter(hosts[rank] for rank in busy)
     n_lost = Counter(hosts[rank] for rank, state in slots.items() if state is SlotState.LOST)

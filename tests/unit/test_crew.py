@@ -24,19 +24,30 @@ from taskfarm.futures._future import broken
 from taskfarm.futures._tasks import TaskJob
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.portions import Part, Singles, parts_frame
+from taskfarm.runtime.relay_crew import RelayCrew
 from taskfarm.runtime.session import Session
 from taskfarm.wire.frames import Frame, Kind
 
+# By number of ranks: with 2 and 4 of them rank 0 feeds all workers, with 3 and 6 it feeds groups.
+GROUPS = {3: {1: (2,)}, 6: {1: (2, 3), 4: (5,)}}
 
-@pytest.fixture(params=[2, 4])
+
+@pytest.fixture(params=[2, 4, *GROUPS])
 def farm(request: pytest.FixtureRequest) -> Iterator[LocalFarm]:
     with local_farm(request.param) as farm:
         yield farm
 
 
+def new_crew(farm: LocalFarm) -> Crew:
+    """Return a crew of all workers."""
+    groups = GROUPS.get(farm.hub.size)
+    return RelayCrew(farm.controller, groups) if groups else Crew(farm.controller, range(1, farm.hub.size))
+
+
 @pytest.fixture
 def executor(farm: LocalFarm) -> Iterator[Executor]:
-    crew = Crew(farm.controller, range(1, farm.hub.size))
+    crew = new_crew(farm)
     hall = Hall(Session(Config(blas_threads=0)), crew, lambda deadline: None)
     executor = _CommExecutor(hall)
     yield executor
@@ -245,7 +256,7 @@ def test_a_cancelled_task_that_a_worker_gives_back(executor: Executor, cancels_a
 def test_workers_end_when_somebody_has_waited(farm: LocalFarm) -> None:
     """Workers of executors alone leave after a `shutdown` that waits, also behind one that did not."""
     sent_away: list[float] = []
-    crew = Crew(farm.controller, range(1, farm.hub.size))
+    crew = new_crew(farm)
     executor = _CommExecutor(Hall(Session(Config(blas_threads=0)), crew, sent_away.append))
     future = executor.submit(abs, -1)
     executor.shutdown(wait=False)
@@ -279,8 +290,8 @@ def test_functions_are_sent_once_per_worker(farm: LocalFarm, executor: Executor,
     table = list(range(3000))
     assert list(executor.map(lambda i: table[i], range(3000), chunksize=50)) == table
     executor.submit(abs, 1).result(LIMIT_S)
-    batches = [dest for dest, kind in sent if kind is Kind.BATCH]
-    assert len(batches) > 5
+    batches = [dest for dest, kind in sent if kind in (Kind.BATCH, Kind.PORTION)]
+    assert len(batches) > (1 if farm.hub.size in GROUPS else 5)
     for worker in set(batches):
         kinds = [kind for dest, kind in sent if dest == worker]
         assert kinds.count(Kind.FUNCTION) <= 3  # the initializer, the map's, that of submitted tasks
@@ -292,6 +303,9 @@ def test_strange_reports_change_nothing(farm: LocalFarm, executor: Executor) -> 
     for body in (b"", b"x" * 16, b"\0" * 16, bytes(100)):
         for number in (0, 1, 10**6, -1):
             farm.controller.handle(1, Frame(Kind.BATCH_DONE, number, 3, 0, body))
+            farm.controller.handle(1, Frame(Kind.PARTS, body=body))
+            farm.controller.handle(1, parts_frame([Part(number, 0, 1, 0, 0, 0.0)], [], False))
+            farm.controller.handle(1, parts_frame([], [Singles(number, [0], 0.0, [b""])], False))
     assert executor.submit(abs, -3).result(LIMIT_S) == 3
     assert list(executor.map(abs, range(100))) == list(range(100))
 
@@ -344,7 +358,7 @@ def test_threads_take_turns(executor: Executor) -> None:
 
 def test_initializer(farm: LocalFarm) -> None:
     """It is run once per worker; if it fails, futures and later submits say so."""
-    crew = Crew(farm.controller, range(1, farm.hub.size))
+    crew = new_crew(farm)
     hall = Hall(Session(Config(blas_threads=0)), crew, lambda deadline: None)
     hall.enter()
     logs.append([])

@@ -230,6 +230,10 @@ def test_kinds_fit_the_head() -> None:
         "LIMIT": 29,
         "CANCEL": 30,
         "TRACE": 31,
+        "GROUP": 32,
+        "PORTION": 33,
+        "PARTS": 34,
+        "RECALL": 35,
     }
 
 
