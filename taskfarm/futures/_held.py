@@ -40,10 +40,10 @@ class Held:
         self.n += n
         self.size_bytes += size_bytes
 
-    def add_singles(self, start: int, offsets: Sequence[int], bodies: Sequence[bytes]) -> None:
-        """Take results of items at `offsets` from `start` on."""
+    def add_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
+        """Take results of single items, each pickled."""
         n, size_bytes = len(bodies), sum(map(len, bodies))
-        self._held.update(zip([start + offset for offset in offsets], bodies, strict=True))
+        self._held.update(zip(items, bodies, strict=True))
         self.n += n
         self.size_bytes += size_bytes
 

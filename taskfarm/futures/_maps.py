@@ -330,13 +330,13 @@ class MapJob:
             self._crew.deliver_later(lambda: journal.on_results(start, results))
         self._hold(start, results)
 
-    def on_singles(self, start: int, offsets: Sequence[int], bodies: Sequence[bytes]) -> None:
+    def on_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
         if self._journal is not None or self._is_dropped():
-            for offset, body in zip(offsets, bodies, strict=True):
-                self.on_results(start + offset, Results(1, body, (), ReplyOption.VALUE))
+            for item, body in zip(items, bodies, strict=True):
+                self.on_results(item, Results(1, body, (), ReplyOption.VALUE))
             return
-        self._stock.on_all_done([start + offset for offset in offsets])
-        self._held.add_singles(start, offsets, bodies)
+        self._stock.on_all_done(items)
+        self._held.add_singles(items, bodies)
         self._tell_arrival()
 
     def on_returned(self, start: int, stop: int) -> None:

@@ -207,9 +207,9 @@ class TaskJob:
         bodies = [bytes(task.body) for task in tasks]
         return Pieces(1, stop - start, _ONE_TASK, bodies, counts, buffers, list(needs.values()))
 
-    def on_singles(self, start: int, offsets: Sequence[int], bodies: Sequence[bytes]) -> None:
-        for offset, body in zip(offsets, bodies, strict=True):
-            self.on_results(start + offset, Results(1, body, (), ReplyOption.VALUE))
+    def on_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
+        for item, body in zip(items, bodies, strict=True):
+            self.on_results(item, Results(1, body, (), ReplyOption.VALUE))
 
     def on_results(self, start: int, results: Results) -> None:
         if not results.n:

@@ -124,8 +124,8 @@ class Job(Protocol):
     def pack_pieces(self, start: int, stop: int, size: int) -> Pieces | None:
         """Return items in pieces of `size`, for a group of workers; else as `pack`."""
 
-    def on_singles(self, start: int, offsets: Sequence[int], bodies: Sequence[bytes]) -> None:
-        """Take results of items that were run one by one, at `offsets` from `start` on, each pickled."""
+    def on_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
+        """Take results of items that were run one by one, each pickled."""
 
     def on_results(self, start: int, results: Results) -> None:
         """Take the results of the items from `start` on; none, if a worker gives all of a batch back."""

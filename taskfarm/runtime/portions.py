@@ -81,23 +81,24 @@ class Part(NamedTuple):
 
 
 class Singles(NamedTuple):
-    """Results of items of a portion that were run one by one, without failures and without raw buffers.
+    """Results of items of one job that were run one by one, without failures and without raw buffers.
 
     Attributes
     ----------
-    portion : int
-        The portion's number.
-    offsets : list of int
-        Of the items.
+    job : int
+        The job's number.
     seconds : float
         How long they took.
+    portions, offsets : list of int
+        The portion of each, and where it is in that.
     bodies : list of bytes
         Their results, each pickled (`ReplyOption.VALUE`).
     """
 
-    portion: int
-    offsets: list[int]
+    job: int
     seconds: float
+    portions: list[int]
+    offsets: list[int]
     bodies: list[bytes]
 
 
@@ -170,12 +171,12 @@ def read_parts(frame: Frame) -> tuple[list[Part], list[Singles]]:
 
 
 def _check_singles(singles: Singles) -> None:
-    number, offsets, seconds, bodies = singles
+    number, seconds, portions, offsets, bodies = singles
     if type(number) is not int or type(seconds) is not float or not 0.0 <= seconds < math.inf:
         raise ProtocolError("results of a group with numbers that cannot be")
-    if set(map(type, offsets)) != {int} or min(offsets) < 0 or len(set(offsets)) != len(offsets):
+    if set(map(type, portions)) != {int} or set(map(type, offsets)) != {int} or min(offsets) < 0:
         raise ProtocolError("results of a group for no items")
-    if set(map(type, bodies)) != {bytes} or len(bodies) != len(offsets):
+    if set(map(type, bodies)) != {bytes} or not len(bodies) == len(offsets) == len(portions):
         raise ProtocolError("results of a group that are none")
 
 

@@ -89,7 +89,7 @@ class Relay:
         self._pause_s = report_s(n_groups)
         self._sent_at = -math.inf
         self._parts: list[Part] = []
-        self._singles: dict[int, Singles] = {}  # by portion
+        self._singles: dict[int, Singles] = {}  # by job
         self._parts_bytes = 0
         self.due = math.inf
         for member in members:
@@ -183,7 +183,7 @@ class Relay:
         self._dealer.on_done(batch.number, n_pieces, report.seconds, report.gap_s, size_bytes, late)
         self._end(job, batch.start, batch.start + n_pieces)
         if n_begun == n_done == 1 and form == ReplyOption.VALUE and not frame.buffers:
-            self._note_single(first, report)
+            self._note_single(batch.job, first, report)
         elif n_begun:
             numbers = first.portion, first.piece.offset, n_done, n_begun - n_done
             self._note(Part(*numbers, form, report.seconds, report.body, frame.buffers))
@@ -263,11 +263,11 @@ class Relay:
         self._parts_bytes += part.size_bytes
         self.due = min(self.due, self._sent_at + self._pause_s)
 
-    def _note_single(self, held: _Held, report: BatchReport) -> None:
-        of_portion = self._singles.get(held.portion) or Singles(held.portion, [], 0.0, [])
-        of_portion.offsets.append(held.piece.offset)
-        of_portion.bodies.append(bytes(report.body))
-        self._singles[held.portion] = of_portion._replace(seconds=of_portion.seconds + report.seconds)
+    def _note_single(self, job: int, held: _Held, report: BatchReport) -> None:
+        seconds, *columns = self._singles[job][1:] if job in self._singles else (0.0, [], [], [])
+        for column, value in zip(columns, (held.portion, held.piece.offset, bytes(report.body)), strict=True):
+            column.append(value)
+        self._singles[job] = Singles(job, seconds + report.seconds, *columns)
         self._parts_bytes += len(report.body)
         self.due = min(self.due, self._sent_at + self._pause_s)
 

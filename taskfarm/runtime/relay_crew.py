@@ -7,6 +7,7 @@ news of their parts, many in one message. So what rank 0 does for an item is a l
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
@@ -114,12 +115,12 @@ class RelayCrew(Crew):
         parts, singles = read_parts(frame)
         # Before anything is taken in: a report of which a part is wrong is not taken in at all.
         found = [self._find(source, part.portion, part.offset + part.n_done + part.n_back) for part in parts]
-        of_singles = [self._find(source, one.portion, max(one.offsets) + 1) for one in singles]
-        self._count_done(found, parts, of_singles, singles)
-        for portion, one in zip(of_singles, singles, strict=True):
-            job = self._jobs.get(portion.job)
-            if job is not None:
-                job.on_singles(portion.start, one.offsets, one.bodies)
+        items = [self._items_of(source, one) for one in singles]
+        for one, of_one in zip(singles, items, strict=True):
+            n_done, size_bytes = Counter(one.portions), sum(map(len, one.bodies))
+            self._on_done(one.job, n_done, one.seconds, size_bytes)
+            if (job := self._jobs.get(one.job)) is not None:
+                job.on_singles(of_one, one.bodies)
         for portion, part in zip(found, parts, strict=True):
             self._on_part(portion, part)
         if frame.option:
@@ -129,7 +130,7 @@ class RelayCrew(Crew):
             relay, number, n = asked
             self.transport.send(relay, Frame(Kind.RECALL, number, n))
 
-    def _find(self, source: int, number: int, stop: int) -> Batch:
+    def _find(self, source: int, number: int, stop: int = 0) -> Batch:
         """Return a portion that `source` has, of which there is news of items before `stop`."""
         portion = self.dealer.flying.get(number)
         if portion is None or portion.worker != source:
@@ -138,28 +139,33 @@ class RelayCrew(Crew):
             raise ProtocolError(f"portion {number} has {portion.stop - portion.start} items, and not {stop}")
         return portion
 
-    def _count_done(
-        self, found: Sequence[Batch], parts: Sequence[Part], of_singles: Sequence[Batch], singles: Sequence[Singles]
-    ) -> None:
-        """Tell the dealer what was run: once for a portion, not for every task."""
-        done: dict[int, list[float]] = {}  # items, seconds, bytes
-        for portion, one in zip(of_singles, singles, strict=True):
-            done[portion.number] = [len(one.offsets), one.seconds, sum(map(len, one.bodies))]
-        for portion, part in zip(found, parts, strict=True):
-            if part.option <= ReplyOption.APART:
-                sums = done.setdefault(portion.number, [0, 0.0, 0])
-                sums[0] += part.n_done
-                sums[1] += part.seconds
-                sums[2] += part.size_bytes
-        for number, (n_done, seconds, size_bytes) in done.items():
-            self.dealer.on_part(number, int(n_done), seconds, int(size_bytes))
-            self.n_done += int(n_done)
+    def _items_of(self, source: int, singles: Singles) -> list[int]:
+        """Return which items of their job these are."""
+        spans: dict[int, tuple[int, int]] = {}
+        for number in set(singles.portions):
+            portion = self._find(source, number)
+            if portion.job != singles.job:
+                raise ProtocolError(f"portion {number} is of job {portion.job}, and not {singles.job}")
+            spans[number] = portion.start, portion.stop
+        items: list[int] = []
+        for number, offset in zip(singles.portions, singles.offsets, strict=True):
+            start, stop = spans[number]
+            items.append(start + offset)
+            if start + offset >= stop:
+                raise ProtocolError(f"portion {number} has {stop - start} items, and none at {offset}")
+        return items
+
+    def _on_done(self, job: int, n_done: Mapping[int, int], seconds: float, size_bytes: int) -> None:
+        """Note that items of a job were run, so many of each portion."""
+        self.n_done += sum(n_done.values())
+        self.dealer.on_parts(job, n_done, seconds, size_bytes)
 
     def _on_part(self, portion: Batch, part: Part) -> None:
         job = self._jobs.get(portion.job)
         start = portion.start + part.offset
         middle, stop = start + part.n_done, start + part.n_done + part.n_back
         if part.option <= ReplyOption.APART:
+            self._on_done(portion.job, {portion.number: part.n_done}, part.seconds, part.size_bytes)
             if job is not None and part.n_done:
                 job.on_results(start, Results(part.n_done, part.body, part.buffers, part.option))
             self._take_back(portion, job, middle, stop, apart=False)

@@ -96,17 +96,17 @@ class Allotter:
             job.n_waiting += n
             self._turn.setdefault(number, job)
 
-    def on_part(self, number: int, n_done: int, seconds: float, size_bytes: int = 0) -> None:
-        """Take in that `n_done` more items of a portion have ended.
+    def on_parts(self, number: int, n_done: Mapping[int, int], seconds: float, size_bytes: int = 0) -> None:
+        """Take in that more items of a job have ended at a group.
 
         Parameters
         ----------
         number : int
-            The portion's number.
-        n_done : int
-            How many of its items.
+            The job's number.
+        n_done : mapping of int to int
+            How many of them are of which portion; all portions are of that job and with the same group.
         seconds : float
-            How long they took the worker.
+            How long they took the workers.
         size_bytes : int, optional
             Size of their results.
 
@@ -115,14 +115,19 @@ class Allotter:
         ProtocolError
             If there is no such portion, or it does not have so many items.
         """
-        portion = self._landed(number, n_done)
-        job = self._jobs.get(portion.job)
-        if job is not None and n_done:
+        for portion, n in n_done.items():
+            self._check(portion, n)
+        relay, n_all = self.flying[next(iter(n_done))].worker, sum(n_done.values())
+        for portion, n in n_done.items():
+            self._take_off(portion, n)
+        self._land(self._groups[relay], number, n_all)
+        job = self._jobs.get(number)
+        if job is not None and n_all:
             job.seconds = job.seconds * FORGET + seconds
-            job.weight = job.weight * FORGET + n_done
-            job.largest = max(job.largest, n_done)
-            job.item_bytes = max(1.0, BYTES_CALMING * job.item_bytes, size_bytes / n_done)
-            job.land(n_done)
+            job.weight = job.weight * FORGET + n_all
+            job.largest = max(job.largest, max(n_done.values()))
+            job.item_bytes = max(1.0, BYTES_CALMING * job.item_bytes, size_bytes / n_all)
+            job.land(n_all)
 
     def on_back(self, number: int, start: int, stop: int, *, apart: bool = False) -> None:
         """Take back items of a portion, which are dealt anew: each alone if they are to be kept `apart`."""
@@ -301,19 +306,28 @@ class Allotter:
             n += group.size
         return n
 
-    def _landed(self, number: int, n: int) -> Batch:
+    def _check(self, number: int, n: int) -> Batch:
         portion = self.flying.get(number)
         if portion is None or not 0 <= n <= self._left[number]:
             raise ProtocolError(f"portion {number} with {n} more items done is not one that was dealt")
+        return portion
+
+    def _take_off(self, number: int, n: int) -> None:
         self._left[number] -= n
         if not self._left[number]:
             del self.flying[number], self._left[number]
+
+    def _land(self, group: Group, job: int, n: int) -> None:
         self._n_landed += 1
-        group = self._groups[portion.worker]
         group.recalled = False
         if n:
-            group.add(portion.job, -n, group.units[portion.job])
+            group.add(job, -n, group.units[job])
         self._place(group)
+
+    def _landed(self, number: int, n: int) -> Batch:
+        portion = self._check(number, n)
+        self._take_off(number, n)
+        self._land(self._groups[portion.worker], portion.job, n)
         return portion
 
     def _hand_out(self, job: Job, group: Group, n: int) -> Batch:

@@ -138,13 +138,11 @@ class _Site:
         self.ended.update(self._portions[batch.start : batch.start + report.n_done])
         self.seconds += report.seconds
 
-    def sum_up(self) -> dict[int, tuple[int, float]]:
-        """Return how many items of which portion have ended since the last time, and how long they took."""
-        pace_s = self.seconds / max(self.ended.total(), 1)
-        ended = {portion: (n, n * pace_s) for portion, n in self.ended.items()}
-        self.ended.clear()
-        self.seconds = 0.0
-        return ended
+    def sum_up(self) -> tuple[Counter[int], float]:
+        """Return how many items of which portion have ended since the last time, and how long they took together."""
+        news = self.ended, self.seconds
+        self.ended, self.seconds = Counter(), 0.0
+        return news
 
     def _start(self, worker: _Worker, now: float) -> None:
         if worker.is_running or not worker.waiting:
@@ -254,10 +252,10 @@ def _run_groups(clock: _Clock, n_items: int, sizes: Sequence[int], unit: int, it
             news = site.sum_up(), site.give_back(what)
             clock.push(site.free_at + clock.latency_s, _Step.IS_SUMMED_UP, site, news)
         else:
-            ended, back = what
-            free_at = max(free_at, now) + clock.handling_s + item_s * sum(n for n, _ in ended.values()) / 2
-            for portion, (n, seconds) in ended.items():
-                allotter.on_part(portion, n, seconds)
+            (ended, seconds), back = what
+            free_at = max(free_at, now) + clock.handling_s + item_s * ended.total() / 2
+            if ended:
+                allotter.on_parts(_JOB, ended, seconds)
             if back is not None:
                 allotter.on_recalled(numbers[site])
                 for item, portion in back:

@@ -57,7 +57,8 @@ class Groups:
         middle = rng.randint(start, stop)
         self.held[number] -= set(range(start, stop))
         seconds = rng.choice([1e-6, 1e-3, 1.0])
-        self.allotter.on_part(number, middle - start, seconds * (middle - start), 10 * (middle - start))
+        n = middle - start
+        self.allotter.on_parts(portion.job, {number: n}, seconds * n, 10 * n)
         self.ended[portion.job] += range(start, middle)
         if middle < stop:
             if rng.random() < 0.1:
@@ -134,7 +135,7 @@ def test_chunks_keep_all_workers_busy() -> None:
     portions = list(allotter.deal())
     assert {portion.worker: portion.stop - portion.start for portion in portions} == {1: 100, 6: 100}
     for portion in portions:
-        allotter.on_part(portion.number, 25, 25.0)
+        allotter.on_parts(1, {portion.number: 25}, 25.0)
     allotter.check_invariants()
     assert allotter.piece_size(1) == 25
     for portion in allotter.deal():
@@ -148,14 +149,14 @@ def test_recall() -> None:
     allotter.on_job(1, 4)
     allotter.on_items(1, 4)
     first, second = allotter.deal()
-    allotter.on_part(first.number, 2, 1e-3)
+    allotter.on_parts(1, {first.number: 2}, 1e-3)
     allotter.on_items(1, 60)
     portions = list(allotter.deal())
     assert {portion.worker for portion in portions} == {1, 4} and not allotter.has_waiting
     for portion in portions:
         if portion.worker == 1:
-            allotter.on_part(portion.number, portion.stop - portion.start, 30.0)
-    allotter.on_part(second.number, 2, 2.0)
+            allotter.on_parts(1, {portion.number: portion.stop - portion.start}, 30.0)
+    allotter.on_parts(1, {second.number: 2}, 2.0)
     asked = allotter.recall()
     assert asked is not None and asked[:2] == (4, 1) and asked[2] >= 1
     assert allotter.recall() is None
@@ -172,7 +173,7 @@ def test_report_that_cannot_be() -> None:
     portions = list(allotter.deal())
     assert [(portion.worker, portion.start, portion.stop) for portion in portions] == [(1, 0, 2), (4, 2, 4)]
     with pytest.raises(ProtocolError, match="portion 1 with 3 more items"):
-        allotter.on_part(1, 3, 1.0)
+        allotter.on_parts(1, {2: 1, 1: 3}, 1.0)
     with pytest.raises(ProtocolError, match="portion 7"):
         allotter.on_back(7, 0, 1)
     assert allotter.n_in_hand == 4

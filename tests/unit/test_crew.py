@@ -305,7 +305,7 @@ def test_strange_reports_change_nothing(farm: LocalFarm, executor: Executor) -> 
             farm.controller.handle(1, Frame(Kind.BATCH_DONE, number, 3, 0, body))
             farm.controller.handle(1, Frame(Kind.PARTS, body=body))
             farm.controller.handle(1, parts_frame([Part(number, 0, 1, 0, 0, 0.0)], [], False))
-            farm.controller.handle(1, parts_frame([], [Singles(number, [0], 0.0, [b""])], False))
+            farm.controller.handle(1, parts_frame([], [Singles(1, 0.0, [number], [0], [b""])], False))
     assert executor.submit(abs, -3).result(LIMIT_S) == 3
     assert list(executor.map(abs, range(100))) == list(range(100))
 

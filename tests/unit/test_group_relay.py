@@ -126,7 +126,7 @@ def test_results_of_single_items_are_gathered() -> None:
     group.done(3, last, 1, ReplyOption.VALUE)
     parts, singles = group.told()
     assert [(part.offset, part.option) for part in parts] == [(2, ReplyOption.VALUE)]
-    assert singles == [Singles(1, [1, 0], 0.75, [GARBAGE, GARBAGE])]
+    assert singles == [Singles(JOB, 0.75, [1, 1], [1, 0], [GARBAGE, GARBAGE])]
 
 
 def test_short_pieces_travel_together() -> None:
@@ -268,15 +268,16 @@ def test_reports_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "columns",
     [
-        (1, [0], 0.5, []),
-        (1, [], 0.5, []),
-        (1, [0, 0], 0.5, [b"", b""]),
-        (1, [-1], 0.5, [b""]),
-        (1, [0], math.inf, [b""]),
-        (1, [0.0], 0.5, [b""]),
-        (1, [0], 0.5, [1]),
-        (1.0, [0], 0.5, [b""]),
-        (1, [0], 0.5),
+        (1, 0.5, [1], [0], []),
+        (1, 0.5, [1], [], [b""]),
+        (1, 0.5, [], [], []),
+        (1, 0.5, [1, 1], [0, -1], [b"", b""]),
+        (1, math.inf, [1], [0], [b""]),
+        (1, 0.5, [1], [0.0], [b""]),
+        (1, 0.5, [1.0], [0], [b""]),
+        (1, 0.5, [1], [0], [1]),
+        (1.0, 0.5, [1], [0], [b""]),
+        (1, 0.5, [1], [0]),
     ],
 )
 def test_columns_that_make_no_sense(columns: tuple[object, ...]) -> None:
