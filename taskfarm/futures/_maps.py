@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeoutError
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -30,6 +31,7 @@ from taskfarm.wire.codec import Packed, pack, pack_each
 __all__ = ["MapJob"]
 
 READ_S = 1e-3  # reading is interrupted after so long if there are results to hand out
+ROOM_PART = 16  # of what should be ahead is read at once, at least: each time takes some 10 us
 FEW = 16  # items that are read and sent one by one, before the source is believed to be fast
 MAX_HELD_ITEMS = 1 << 20  # results that wait for an earlier one; pointers to small integers: 8 MB
 MAX_HELD_BYTES = 1 << 27  # the same in bytes on the wire; as much again may be on its way
@@ -93,6 +95,7 @@ class MapJob:
         self._read_all = False
         self._step = 1  # items to be read at once: more if reading has proved to be fast
         self._n_read = 0
+        self._n_added = 0  # the crew knows of them: it may take a while
         self._n_taken = 0
         self._n_consumed = 0
         self._stock = (StockByItem if crew.has_groups else Stock)(self._range)
@@ -112,19 +115,25 @@ class MapJob:
         if not self._reading.acquire(False):
             return
         try:
-            started = self._crew.clock()
+            reading_s = 0.0  # without what the crew does meanwhile
             while not self._read_all and not self.is_over:
                 room = self._room(all_of_it)
-                if room <= 0:
+                if room <= 0 or (reading_s > READ_S and self._held.n and self._buffersize is None):
                     return
                 began = self._crew.clock()
-                if began - started > READ_S and self._held.n and self._buffersize is None:
-                    return
-                self._read(self._piece(room))
+                part = self._read(self._piece(room))
+                seconds = self._crew.clock() - began
+                reading_s += seconds
                 if self._n_read >= FEW:
-                    self._step = min(4 * self._step, room) if self._crew.clock() - began < READ_S / 4 else 1
+                    self._adapt_step(seconds, room)
+                if len(part):
+                    self._crew.post(partial(self._add, part))
         finally:
             self._reading.release()
+
+    def _adapt_step(self, seconds: float, room: int) -> None:
+        """Have more or fewer items read at once; one long time may be that of another thread."""
+        self._step = min(4 * self._step, room) if seconds < READ_S / 2 else max(self._step // 4, 1)
 
     def _piece(self, room: int) -> int:
         """Return how many items to read at once: whole chunks, as far as that is allowed."""
@@ -136,10 +145,14 @@ class MapJob:
             return self._buffersize - (self._n_read - self._n_consumed)
         if not all_of_it and (self._held.n > MAX_HELD_ITEMS or self._held.size_bytes > MAX_HELD_BYTES):
             return 0
+        if self.is_over:
+            return 0
         dealer = self._crew.dealer
-        return 0 if self.is_over else dealer.look_ahead(self.number) - dealer.n_waiting(self.number)
+        ahead = dealer.look_ahead(self.number)
+        room = ahead - dealer.n_waiting(self.number) - (self._n_read - self._n_added)
+        return room if room * ROOM_PART > ahead else 0
 
-    def _read(self, n: int) -> None:
+    def _read(self, n: int) -> Sequence[Any]:
         if self._range is not None:
             part: Sequence[Any] = self._range[self._n_read : self._n_read + n]
         else:
@@ -148,8 +161,7 @@ class MapJob:
         if len(part) < n:
             self._read_all = True
             self._iterator = None
-        if len(part):
-            self._crew.post(lambda: self._add(part))
+        return part
 
     def _read_items(self, n: int) -> list[Any]:
         """Return up to `n` items; those before an error are not lost, and the error has its turn behind them."""
@@ -161,6 +173,7 @@ class MapJob:
         return items
 
     def _add(self, part: Sequence[Any]) -> None:
+        self._n_added += len(part)
         self._stock.add(part)
         self._crew.add_items(self, len(part))
 

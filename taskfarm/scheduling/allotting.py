@@ -39,6 +39,7 @@ __all__ = ["Allotter", "report_s"]
 FORGET = 0.98  # weight of the past, per part: a hundred workers report where one did
 PART = 4  # of what the workers of a group run is the least reserve; with 8 workers, two items
 REPORTS = 3  # between an item's end and the arrival of another one: the wait for a report, its way, rank 0's other work
+MIN_PORTION = 8  # a portion is at least such a part of the reserve: near the end, or if the supply is slow
 PIECES = 4  # in a batch: so much finer is what a group can share out
 RECALL_REPORTS = 2  # what would take a group less than so many reports is not recalled
 BYTES_CALMING = 0.99  # per part: how fast large items are forgotten
@@ -381,8 +382,9 @@ class Allotter:
         for group in list(self._roomy.values()):
             if job.limit(group):
                 room, reserve = self._room(group, job)
-                if room >= max(min(reserve // 2, share), job.unit):
-                    return group, min(room, share)
+                least = max(share, reserve // MIN_PORTION, job.unit)
+                if room >= min(max(reserve // 2, job.unit), least):
+                    return group, min(room, least)
                 del self._roomy[group.relay]  # until something of it comes back
         return None
 

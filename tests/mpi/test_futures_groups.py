@@ -11,7 +11,7 @@ from harness import Job, Launch, Result
 
 GROUPS = {"TASKFARM_GROUP_SIZE": "3"}
 N = 6  # two groups: rank 1 feeds rank 2, and rank 3 the ranks 4 and 5
-PROGRAMS = {"futures_tasks.py": 5, "futures_maps.py": 5, "futures_groups.py": N}
+PROGRAMS = {"futures_tasks.py": 5, "futures_groups.py": N}
 CASES = [(program, n, name) for program, size in PROGRAMS.items() for n, name in cases(program, (size,))]
 
 
