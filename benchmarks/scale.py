@@ -150,10 +150,8 @@ def measure_costs() -> Costs:
     table = np.array([best[n_report] for n_report in sorted(best)])
     (message_s, item_s), *_ = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)
     for n_report, (messages, _, spent_s) in sorted(best.items()):
-        fitted = messages * message_s + item_s
-        print(
-            f"reports of {n_report}: {messages:.3f} messages and {1e6 * spent_s:.2f} us per item, fit {1e6 * fitted:.2f}"
-        )
+        us, fit_us = 1e6 * spent_s, 1e6 * (messages * message_s + item_s)
+        print(f"reports of {n_report}: {messages:.3f} messages and {us:.2f} us per item, fit {fit_us:.2f}")
     return Costs(1e-6 * min(of_submit), float(message_s), max(float(item_s), 0.0))
 
 

@@ -16,7 +16,7 @@ import pytest
 from runtime_support import LIMIT_S, LocalFarm, local_farm
 
 from taskfarm.config import Config
-from taskfarm.errors import RemoteError
+from taskfarm.errors import RemoteError, UsageError
 from taskfarm.futures import Executor, ExecutorBrokenError
 from taskfarm.futures._comm import _CommExecutor
 from taskfarm.futures._ending import note_broken
@@ -91,6 +91,47 @@ def test_maps(executor: Executor) -> None:
     assert [next(results) for _ in range(50)] == list(range(50))
     with pytest.raises(Oops):
         next(results)
+
+
+def test_no_more_is_read_than_is_wanted(executor: Executor) -> None:
+    """While another thread is at it, and the crew learns of nothing, a map reads no more than it was to have ahead."""
+    n_read = 0
+
+    def items() -> Iterator[int]:
+        nonlocal n_read
+        while n_read < 100_000:
+            n_read += 1
+            yield n_read
+
+    executor.submit(abs, 1).result(LIMIT_S)
+    crew = executor._crew
+    with crew._lock:
+        results = executor.map(abs, items())
+    assert 0 < n_read < 1000
+    results.close()
+
+
+def test_placed_tasks_are_not_for_groups(farm: LocalFarm, executor: Executor) -> None:
+    """Where groups have controllers of their own, a task for particular workers is refused with the way out."""
+    if farm.hub.size in GROUPS:
+        with pytest.raises(UsageError, match="TASKFARM_GROUP_SIZE=0"):
+            executor.with_options(ranks_in=[2]).submit(abs, -1)
+    else:
+        assert executor.with_options(ranks_in=[1]).submit(abs, -1).result(LIMIT_S) == 1
+
+
+def test_busy_workers_of_groups(farm: LocalFarm, executor: Executor) -> None:
+    """What the live view shows: who works, and how much is under way; nobody and nothing at the end."""
+    gate = threading.Event()
+    gates.append(gate)
+    executor.submit(abs, 1).result(LIMIT_S)
+    crew = executor._crew
+    futures = [executor.submit(wait_at_gate, len(gates) - 1) for _ in range(executor.num_workers)]
+    assert len(crew.busy_workers) == executor.num_workers and crew.busy_workers <= set(crew.workers)
+    assert crew.n_in_hand == executor.num_workers
+    gate.set()
+    std.wait(futures, LIMIT_S)
+    assert not crew.busy_workers and crew.n_in_hand == 0
 
 
 def test_one_item_fails_alone(executor: Executor) -> None:
