@@ -264,10 +264,11 @@ class Relay:
         self.due = min(self.due, self._sent_at + self._pause_s)
 
     def _note_single(self, job: int, held: _Held, report: BatchReport) -> None:
-        seconds, *columns = self._singles[job][1:] if job in self._singles else (0.0, [], [], [])
-        for column, value in zip(columns, (held.portion, held.piece.offset, bytes(report.body)), strict=True):
-            column.append(value)
-        self._singles[job] = Singles(job, seconds + report.seconds, *columns)
+        of_job = self._singles.get(job) or Singles(job, 0.0, [], [], [])
+        of_job.portions.append(held.portion)
+        of_job.offsets.append(held.piece.offset)
+        of_job.bodies.append(bytes(report.body))
+        self._singles[job] = of_job._replace(seconds=of_job.seconds + report.seconds)
         self._parts_bytes += len(report.body)
         self.due = min(self.due, self._sent_at + self._pause_s)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from checklist import Checklist, cases
@@ -11,14 +13,13 @@ from harness import Job, Launch, Result
 
 GROUPS = {"TASKFARM_GROUP_SIZE": "3"}
 N = 6  # two groups: rank 1 feeds rank 2, and rank 3 the ranks 4 and 5
-PROGRAMS = {"futures_tasks.py": 5, "futures_groups.py": N}
-CASES = [(program, n, name) for program, size in PROGRAMS.items() for n, name in cases(program, (size,))]
+PROGRAM = "futures_groups.py"
 
 
-@pytest.mark.parametrize(("program", "n", "name"), CASES)
-def test_promise_with_groups(checklist: Checklist, program: str, n: int, name: str) -> None:
+@pytest.mark.parametrize(("n", "name"), cases(PROGRAM, (N,)))
+def test_promise_with_groups(checklist: Checklist, n: int, name: str) -> None:
     """Each check of the program is one promise of the contract."""
-    checklist.verify(program, n, name, env=GROUPS)
+    checklist.verify(PROGRAM, n, name, env=GROUPS)
 
 
 ENDS = """
@@ -32,30 +33,22 @@ ENDS = """
 """
 
 
-def test_exit_without_shutdown(run_mpi: Launch[Result]) -> None:
-    """A program that ends without shutdown first has all its tasks run, in all groups."""
+def test_exit_without_shutdown(run_mpi: Launch[Result], tmp_path: Path) -> None:
+    """A program that ends without shutdown first has all its tasks run, in all groups; a trace has all of them."""
     body = """
     executor = Executor()
     futures = [executor.submit(nap, 0.02) for _ in range(60)]
     futures[-1].add_done_callback(lambda future: print("last", future.result(), flush=True))
     """
-    assert "last 0.02" in run_mpi(ENDS + body, N, env=GROUPS).check(0).stdout
-
-
-def test_exception_in_the_program(run_mpi: Launch[Result]) -> None:
-    """An exception that nobody catches ends the job, whatever groups still have in hand."""
-    body = """
-    executor = Executor()
-    futures = [executor.submit(nap, 0.2) for _ in range(1000)]
-    time.sleep(0.5)
-    raise ValueError("of the program")
-    """
-    result = run_mpi(ENDS + body, N, env=GROUPS | {"TASKFARM_LEAVE_S": "1"})
-    assert result.status != 0 and "ValueError: of the program" in result.stderr and result.elapsed_s < 20
+    trace = tmp_path / "trace.json"
+    result = run_mpi(ENDS + body, N, env=GROUPS | {"TASKFARM_TRACE": str(trace)}).check(0)
+    assert "last 0.02" in result.stdout
+    ranks = [event["pid"] for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "nap"]
+    assert len(ranks) == 60 and set(ranks) == {2, 4, 5}
 
 
 def test_interrupt(start_mpi: Launch[Job]) -> None:
-    """^C in the middle of a map over groups: KeyboardInterrupt in the program, then the end, soon."""
+    """^C in the middle of a map: KeyboardInterrupt in the program, then the end, whatever groups have in hand."""
     body = """
     def note_and_nap(i):
         time.sleep(0.05)

@@ -83,6 +83,56 @@ def check_unreadable_items_fail_alone():
         next(results)
 
 
+def check_retries():
+    path = os.path.join(os.environ["TF_LOG_DIR"], "attempts")
+
+    def fails_twice(i):
+        if i == 7:
+            with open(path, "a") as file:
+                file.write("x")
+            if os.path.getsize(path) < 3:
+                raise OSError("again")
+        return i
+
+    often = EX.with_options(retries=5, retry_on=OSError)
+    equal(list(often.map(fails_twice, range(20))), list(range(20)))
+    equal(os.path.getsize(path), 3)
+
+
+def check_journal():
+    log_dir = os.environ["TF_LOG_DIR"]
+    path, ran = os.path.join(log_dir, "journal"), os.path.join(log_dir, "ran")
+
+    def note_and_negate(i):
+        with open(ran, "a") as file:
+            file.write("x")
+        return -i
+
+    equal(list(EX.map(note_and_negate, range(50), journal=path)), [-i for i in range(50)])
+    equal(list(EX.map(note_and_negate, range(60), journal=path)), [-i for i in range(60)])
+    equal(os.path.getsize(ran), 60)
+
+
+def check_cancelling():
+    gate = [EX.submit(nap, 0.3) for _ in range(4 * EX.num_workers)]
+    futures = [EX.submit(nap, 0.01) for _ in range(300)]
+    cancelled = [future.cancel() for future in futures]
+    holds(any(cancelled), "most of them wait here")
+    equal([future.cancelled() for future in futures], cancelled)
+    holds({future.result() for future in gate} <= {2, 4, 5}, "the others are run")
+    results = EX.map(nap, [0.02] * 1000)
+    next(results)
+    results.close()
+    equal(EX.submit(abs, -1).result(), 1)
+
+
+def check_what_is_refused():
+    with raises(taskfarm.errors.UsageError, match="TASKFARM_GROUP_SIZE=0"):
+        EX.with_options(ranks=2).submit(abs, -1)
+    with raises(taskfarm.errors.UsageError, match="isolate"):
+        EX.with_options(timeout_s=1.0).submit(abs, -1)
+
+
 def check_failing_initializer():
     with Executor(initializer=fail_to_load) as executor:
         with raises(taskfarm.futures.ExecutorBrokenError, match="on loading"):
