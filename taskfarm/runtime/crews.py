@@ -243,14 +243,16 @@ def _hall_of_ranks(session: Session) -> Hall:
 def _crew_of(workers: Sequence[int], session: Session, controller: Controller) -> Crew:
     """Return a crew of the ranks `workers`, in groups if they are many or the user wants it."""
     size = group_size(len(workers), session.config.group_size)
-    hindrance = (
-        "with isolated tasks" if session.isolated else "in a job that survives deaths" * (session.lifeline is not None)
-    )
-    if size and hindrance:
-        text = f"there are no groups of workers {hindrance}: who feeds a group could not tell rank 0 of lost attempts"
+    hindrance = "with isolated tasks" if session.isolated else ""
+    if session.lifeline is not None:
+        hindrance = "in a job that survives deaths"
+    if size and hindrance:  # who feeds a group could not tell rank 0 of lost attempts
         if session.config.group_size:
-            raise UsageError(f"TASKFARM_GROUP_SIZE={size}: {text}; set TASKFARM_GROUP_SIZE=0")
-        logger.warning("rank 0: %d workers, and %s; rank 0 feeds all of them itself", len(workers), text)
+            raise UsageError(
+                f"TASKFARM_GROUP_SIZE={size}: there are no groups of workers {hindrance}; set TASKFARM_GROUP_SIZE=0"
+            )
+        text = "rank 0: %d workers, and there are no groups of workers %s; rank 0 feeds all of them itself"
+        logger.warning(text, len(workers), hindrance)
         size = 0
     groups = form_groups({rank: controller.hosts[rank] for rank in workers}, size) if size else {}
     if not groups:
