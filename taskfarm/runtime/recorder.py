@@ -18,6 +18,8 @@ from enum import IntEnum
 from itertools import islice
 from typing import Any, NamedTuple
 
+from taskfarm.runtime.call_limits import run_within
+
 __all__ = [
     "MAX_MARKS",
     "MAX_SPANS",
@@ -324,6 +326,8 @@ def name_of(fn: Callable[..., Any], args: Sequence[Any] = ()) -> str:
     """Return what a function is called in the trace; of our own helpers (`method_call`, ...) with what they call."""
     while isinstance(fn, functools.partial):
         fn = fn.func
+    if fn is run_within:  # a call with a time limit
+        return name_of(args[2], args[3:])
     name: str = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     if getattr(fn, "__module__", None) == _HELPERS:
         for arg in args:
