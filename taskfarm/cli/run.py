@@ -50,6 +50,7 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
         _refuse_wrong_launcher()
         run_on_this_rank(options.replace, program, _settings(options), survive=options.survive)
     _check_program(program, options.replace)
+    program = _same_on_all_ranks(program)
     settings = [word for item in _settings(options).items() for word in ("--set", "=".join(item))]
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
     survive = ["--survive"] if options.survive else []
@@ -157,6 +158,26 @@ def _refuse_wrong_launcher() -> None:
     if problem is not None:
         leave_explaining_to_rank_0(situation.environ, 2)
         raise UsageError(problem)
+
+
+def _same_on_all_ranks(program: Sequence[str]) -> Sequence[str]:
+    """Return the program as each rank finds it: ``/dev/stdin`` and its like are something else in each process.
+
+    Raises
+    ------
+    UsageError
+        If the script is a pipe, or another thing that only one process can read.
+    """
+    script = program[0]
+    if script == "-m":
+        return program
+    place = os.path.realpath(script)
+    if not os.path.isfile(place) and not os.path.isdir(place):
+        raise UsageError(
+            f"script {script!r} is no file that every rank could read (ranks above 0 have no standard input); "
+            "write the program to a file"
+        )
+    return [place, *program[1:]] if script.startswith(("/dev/", "/proc/")) else program
 
 
 def _check_program(program: Sequence[str], replaced: Sequence[str]) -> None:
