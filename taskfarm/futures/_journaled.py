@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ from taskfarm.runtime.results import Results
 if TYPE_CHECKING:
     from taskfarm.futures._journal import Chapter, Journal
 
-__all__ = ["JournaledMap", "KeyFunction", "Shelf"]
+__all__ = ["NO_JOURNAL", "JournaledMap", "KeyFunction", "Shelf"]
 
 logger = logging.getLogger(__name__)
+
+NO_JOURNAL = ": inside a task there is no journal, which rank 0 keeps; have the task return what is to be kept"
 
 KeyFunction = Callable[..., Any]
 
@@ -82,22 +84,40 @@ class JournaledMap:
         """Yield all results, in the order of the items; `computed` has those of the missing ones."""
         try:
             while True:
-                while self._plan and self._plan[0] is not None:
-                    yield self._stored()
+                yield from self._next_stored()
                 try:
                     value = next(computed)
                 except StopIteration:
                     break
-                while self._plan[0] is not None:
-                    yield self._stored()
+                yield from self._next_stored()
                 self._plan.popleft()
                 self._check()
                 yield value
-            while self._plan:
-                yield self._stored()
+            yield from self._next_stored()
             self._check()
         finally:
             _close(computed)
+
+    async def merged_later(self, computed: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """As `merged`, where the results have to be awaited."""
+        try:
+            while True:
+                for value in self._next_stored():
+                    yield value
+                try:
+                    found = await computed.__anext__()
+                except StopAsyncIteration:
+                    break
+                for value in self._next_stored():
+                    yield value
+                self._plan.popleft()
+                self._check()
+                yield found
+            for value in self._next_stored():
+                yield value
+            self._check()
+        finally:
+            await computed.aclose()
 
     def merged_unordered(self, computed: Iterator[Any]) -> Iterator[Any]:
         """Yield all results: those that are there first, as far as the items have been read."""
@@ -117,10 +137,11 @@ class JournaledMap:
             if key is not None:
                 yield self._chapter.get(key)
 
-    def _stored(self) -> Any:
-        key = self._plan.popleft()
-        assert key is not None
-        return self._chapter.get(key)
+    def _next_stored(self) -> Iterator[Any]:
+        """Yield the results that the journal has before the next item that is computed, as far as items were read."""
+        while self._plan and (key := self._plan[0]) is not None:
+            self._plan.popleft()
+            yield self._chapter.get(key)
 
     def _check(self) -> None:
         if self.error is not None:

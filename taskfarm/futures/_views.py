@@ -57,7 +57,8 @@ class HasOptions:
         retries : int
             How often a task is tried again whose attempt was lost with the process that ran it; 3 by default.
         retry_on : exception class or iterable of them
-            Failures that are tried again, too, at once and on the same worker. With `taskfarm.TaskTimeoutError`, so are
+            Failures that are tried again, too: at once and on the same worker; those of a task of several ranks on all
+            of them. The exception has to be one that can be pickled. With `taskfarm.TaskTimeoutError`, so are
             tasks that were killed because of `timeout_s`. None by default.
 
         Returns

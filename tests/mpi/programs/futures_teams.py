@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -205,8 +206,6 @@ def check_what_can_never_run_is_refused():
         EX.with_options(ranks_in=0).submit(nap, 0)
     with raises(UsageError, match="timeout_s=1: a task with ranks, hosts or tags"):
         EX.with_options(ranks_in=1, timeout_s=1).submit(nap, 0)
-    with raises(UsageError, match="retry_on=OSError with ranks=2"):
-        EX.with_options(ranks=2, retry_on=OSError).submit(nap, 0)
     with raises(UsageError, match="ranks=99"):
         EX.with_options(ranks=99).submit(nap, 0)
     with raises(UsageError, match="color"):
@@ -307,6 +306,32 @@ def check3_failures_use_nothing_up():
             team().submit(fail_at_once, 1).result(LIMIT_S)
     equal(team().submit(total, 1).result(LIMIT_S), 3)
     equal(MPI.COMM_WORLD.Get_attr(MPI.TAG_UB), before)
+
+
+def check3_failures_are_repeated_if_asked():
+    """On all ranks, whichever of them raised, with the others in the middle of a collective operation."""
+
+    def raise_n_times(path, n, kind):
+        comm = task_comm()
+        if comm.rank == 1:
+            with open(path, "a+b") as file:
+                file.write(b".")
+                if file.tell() <= n:
+                    raise kind("not yet")
+        return comm.allreduce(1)
+
+    view = team(retries=2, retry_on=LookupError)
+    for n, kind in ((2, KeyError), (3, KeyError), (1, OSError)):
+        handle, path = tempfile.mkstemp()
+        os.close(handle)
+        future = view.submit(raise_n_times, path, n, kind)
+        if n == 2:
+            equal(future.result(), 2)
+        else:
+            with raises(kind, match="not yet"):
+                future.result()
+        equal(os.path.getsize(path), {2: 3, 3: 3, 1: 1}[n])
+        os.unlink(path)
 
 
 def check3_messages_of_one_task_do_not_reach_the_next():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -221,6 +222,57 @@ def check_wrong_options():
     for option in ({"timeout_s": 0}, {"timeout_s": "soon"}, {"retries": -1}, {"retries": 1.5}, {"retry_on": 3}):
         with raises(taskfarm.UsageError, match=next(iter(option))):
             EX.with_options(**option)
+
+
+# Journals
+
+
+def note_call(path, x):
+    with open(path, "a") as file:
+        file.write(".")
+    return -x
+
+
+def check_a_journal_of_maps_that_are_awaited():
+    path, ran = fresh_path() + ".db", fresh_path()
+
+    async def negated(items, **options):
+        return [value async for value in EX.amap(note_call, [ran] * len(items), items, **options)]
+
+    keyed = {"journal": path, "key": lambda _, x: x}
+    equal(asyncio.run(negated(range(0, 40, 2), **keyed)), [-x for x in range(0, 40, 2)])
+    equal(asyncio.run(negated(range(40), **keyed)), [-x for x in range(40)])
+    equal(os.path.getsize(ran), 40)
+    with Executor(journal=fresh_path() + ".db") as executor:
+
+        async def first_of_two():
+            results = executor.amap(note_call, [ran] * 2, [1, 2])
+            async for value in results:
+                await results.aclose()
+                return value
+
+        for _ in range(3):
+            equal(asyncio.run(first_of_two()), -1)
+        equal(executor.submit(note_call, ran, 7).result(LIMIT_S), -7)
+        equal(executor.submit(note_call, ran, 7).result(LIMIT_S), -7)
+    holds(os.path.getsize(ran) <= 40 + 2 + 1, "each item ran once")
+    with raises(ZeroDivisionError):
+        asyncio.run(anext_of(EX.amap(divmod, [1], [0], journal=path)))
+
+
+async def anext_of(results):
+    return await results.__anext__()
+
+
+def check_a_journal_is_not_for_the_inside_of_tasks():
+    def inside():
+        with Executor() as executor:
+            return list(executor.map(abs, [1], journal="nested.db"))
+
+    with raises(UsageError, match="inside a task there is no journal"):
+        EX.submit(inside).result(LIMIT_S)
+    with raises(UsageError, match="inside a task there is no journal"):
+        EX.submit(lambda: Executor(journal="nested.db")).result(LIMIT_S)
 
 
 # What a child is
