@@ -53,20 +53,20 @@ class JournaledMap:
 
     def missing(self) -> Iterator[Any]:
         """Yield the items whose results the journal does not have."""
-        has = self._chapter.keys
+        has, plan = self._chapter.places, self._plan
+        make_key: KeyFunction = digest_of if self._key is None else self._key_of
         for item in self._items:
-            key = self._key_of(item)
+            key = make_key(item)
             if key in has:
-                self._plan.append(key)
+                plan.append(key)
             else:
-                self._plan.append(None)
+                plan.append(None)
                 self._keys[self._n_missing] = key
                 self._n_missing += 1
                 yield item
 
     def _key_of(self, item: Any) -> bytes:
-        if self._key is None:
-            return digest_of(item)
+        assert self._key is not None
         return digest_of(self._key(*item) if self._star else self._key(item))
 
     def on_results(self, start: int, results: Results) -> None:
@@ -82,16 +82,20 @@ class JournaledMap:
 
     def merged(self, computed: Iterator[Any]) -> Iterator[Any]:
         """Yield all results, in the order of the items; `computed` has those of the missing ones."""
+        plan = self._plan
         try:
             while True:
-                yield from self._next_stored()
+                if plan and plan[0] is not None:
+                    yield from self._next_stored()
                 try:
                     value = next(computed)
                 except StopIteration:
                     break
-                yield from self._next_stored()
-                self._plan.popleft()
-                self._check()
+                if plan[0] is not None:
+                    yield from self._next_stored()
+                plan.popleft()
+                if self.error is not None:
+                    raise self.error
                 yield value
             yield from self._next_stored()
             self._check()
@@ -209,7 +213,7 @@ class Shelf:
             raise self._error
         chapter = self._default.chapter(fn)
         key = digest_of((tuple(args), sorted(kwargs.items())))
-        if key in chapter.keys:
+        if key in chapter.places:
             value = chapter.get(key)
             future.set_running_or_notify_cancel()
             future.set_result(value)
