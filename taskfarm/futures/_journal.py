@@ -71,6 +71,7 @@ class Journal:
         self._is_closed = False
         self._next_batch = 1
         self._error: JournalError | None = None
+        self._told = False  # whether somebody has been told of the error
         try:
             self._db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as exc:
@@ -120,6 +121,8 @@ class Journal:
             return JournalError(
                 f"journal {self.path!r} is no journal, or is damaged ({text}); nothing was changed, give another file"
             )
+        if "disk I/O" in text:
+            text += "; the disk may be full, or gone; what it has is safe"
         return JournalError(f"journal {self.path!r}: {text}")
 
     def chapter(self, fn: Any) -> Chapter:
@@ -196,6 +199,7 @@ class Journal:
 
     def _raise_error(self) -> None:
         if self._error is not None:
+            self._told = True
             raise self._error
 
     def read_batch(self, number: int) -> bytes:
@@ -221,14 +225,15 @@ class Journal:
         Raises
         ------
         JournalError
-            If something could not be.
+            If something could not be, and nobody has been told of it.
         """
         with self._lock, self._errors():
             self._commit()
             self._is_closed = True
             self._has_pending.set()
             self._db.close()
-            self._raise_error()
+            if not self._told:
+                self._raise_error()
 
 
 class Chapter:

@@ -121,10 +121,15 @@ def test_a_full_disk(path: Path) -> None:
             chapter.put_one(digest_of(index), bytes(100_000))
             chapter.get(digest_of(index))
     with pytest.raises(JournalError, match="no space is left"):
-        journal.close()
+        chapter.put_one(digest_of("more"), 1)
+    journal.close()  # which has been told
     journal, chapter = reopened(path)
     assert chapter.get(FIRST) == 1
-    journal.close()
+    chapter.put_one(digest_of("last"), 1)
+    journal._db.execute("PRAGMA query_only = 1")  # what is committed while it is closed fails, and nobody knows yet
+    chapter.put_one(digest_of("lost"), 1)
+    with pytest.raises(JournalError, match="readonly"):
+        journal.close()
 
 
 def make(constant: int, default: int = 0) -> Callable[[int], int]:
