@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -285,7 +286,7 @@ def calls_in(path):
         return [int(word) for word in file.read().split()]
 
 
-def check_a_journal_of_maps_that_are_awaited():
+def check_a_journal_of_maps_of_all_kinds():
     path, ran = fresh_path() + ".db", fresh_path()
 
     async def negated(items, **options):
@@ -309,6 +310,15 @@ def check_a_journal_of_maps_that_are_awaited():
         equal(executor.submit(note_call, ran, 7).result(LIMIT_S), -7)
         equal(executor.submit(note_call, ran, 7).result(LIMIT_S), -7)
     equal((calls_in(ran).count(1), calls_in(ran).count(7)), (1, 1))
+    view = EX.with_options(retries=0)
+    for _ in range(2):
+        equal(list(view.map(note_call, [ran] * 3, [71, 72, 73], **keyed)), [-71, -72, -73])
+    equal(calls_in(ran).count(72), 1)
+    for mapping in (EX.map, view.map):
+        equal(list(mapping(functools.partial(note_call, ran), range(80, 83), journal=path + "2")), [-80, -81, -82])
+    equal(calls_in(ran).count(81), 1)
+    with raises(UsageError, match="are not kept"):
+        EX.with_options(ranks_in=1).map(note_call, [ran], [1], **keyed)
     with raises(ZeroDivisionError):
         asyncio.run(anext_of(EX.amap(divmod, [1], [0], journal=path)))
 
