@@ -7,7 +7,7 @@ its code; an *item* by a digest of its pickle, or of what ``key=`` makes of it. 
 So the file only ever grows at its end. A row per item, sorted by digests, would have every commit write to most of the
 pages that there are: 15 us per item instead of 4, and more with each million.
 
-Where the result of an item is, is held in memory, some 130 bytes each; results are read when they are asked for.
+Where the result of an item is, is held in memory, some 140 bytes each; results are read when they are asked for.
 """
 
 from __future__ import annotations
