@@ -36,7 +36,7 @@ __all__ = ["TEAM_HEAD", "TEAM_REPORT", "PlacedTask", "TeamDesk"]
 logger = logging.getLogger(__name__)
 
 TEAM_HEAD = Struct("<qI")  # of TEAM_TASK: job, number of ranks; their numbers follow, 4 bytes each, then the work
-TEAM_REPORT = Struct("<q")  # of TEAM_DONE: how often the ranks met; what the part gave follows
+TEAM_REPORT = Struct("<q")  # of TEAM_DONE: how far the rank has come (`Guard.n_steps`); what the part gave follows
 MAX_TEAMS = 256  # communicators that are kept; libraries have some two thousand contexts
 
 
@@ -105,7 +105,7 @@ class _Run:
         "failed_at",
         "left",
         "lost",
-        "n_met",
+        "n_steps",
         "n_unmatched",
         "number",
         "repeated",
@@ -128,7 +128,7 @@ class _Run:
         self.told = False
         self.repeated: RankFailure | None = None  # why another attempt is made when all ranks have left this one
         self.uncounted = False
-        self.n_met = 0
+        self.n_steps = 0
         self.n_unmatched = 0
 
 
@@ -308,9 +308,9 @@ class TeamDesk:
                     break
         return number
 
-    def _forget_team(self, workers: tuple[int, ...], what: int, n_met: int = 0, run: int = 0) -> None:
+    def _forget_team(self, workers: tuple[int, ...], what: int, n_steps: int = 0, run: int = 0) -> None:
         number = self._teams.pop(workers, 0)
-        frame = Frame(Kind.TEAM_FORGET, number, n_met, what, TEAM_REPORT.pack(run))
+        frame = Frame(Kind.TEAM_FORGET, number, n_steps, what, TEAM_REPORT.pack(run))
         self._transport.send_to([worker for worker in workers if worker in self.hosts], frame)
 
     def _on_done(self, source: int, frame: Frame) -> None:
@@ -318,7 +318,7 @@ class TeamDesk:
         if run is None or source not in run.left or len(frame.body) < TEAM_REPORT.size:
             raise ProtocolError(f"rank {source} ended its part in run {frame.a}, which it has none in")
         run.left.discard(source)
-        run.n_met = max(run.n_met, TEAM_REPORT.unpack_from(frame.body)[0])
+        run.n_steps = max(run.n_steps, TEAM_REPORT.unpack_from(frame.body)[0])
         run.n_unmatched += frame.b
         run.uncounted |= bool(frame.option & TeamReply.UNCOUNTED)
         body = memoryview(frame.body)[TEAM_REPORT.size :]
@@ -363,7 +363,7 @@ class TeamDesk:
         del self._runs[run.number]
         if run.failed or run.n_unmatched:
             what = TeamForget.KEEP if run.uncounted else TeamForget.TIDY
-            self._forget_team(run.workers, what, run.n_met, run.number if run.failed else 0)
+            self._forget_team(run.workers, what, run.n_steps, run.number if run.failed else 0)
         self.placer.on_ended(self._placed.pop(run.number), self._crew.clock())
         if run.lost or (run.repeated is not None and self._repeat(run.wanted, run.repeated)):
             return

@@ -99,8 +99,8 @@ class Desk:
         self.sent = [item for item in self.sent if item[1].kind is not kind]
         return found
 
-    def answer(self, rank: int, run: int, how: int, body: bytes = b"", n_met: int = 0, unmatched: int = 0) -> None:
-        self.on_done(rank, Frame(Kind.TEAM_DONE, run, unmatched, how, TEAM_REPORT.pack(n_met) + body))
+    def answer(self, rank: int, run: int, how: int, body: bytes = b"", n_steps: int = 0, unmatched: int = 0) -> None:
+        self.on_done(rank, Frame(Kind.TEAM_DONE, run, unmatched, how, TEAM_REPORT.pack(n_steps) + body))
 
 
 def failure(text: str) -> bytes:
@@ -149,12 +149,12 @@ def test_a_failure_is_told_once_and_first() -> None:
     desk = Desk()
     task = Task()
     run = started(desk, task, 3)
-    desk.answer(1, run, TeamReply.ENDED, n_met=4)
+    desk.answer(1, run, TeamReply.ENDED, n_steps=4)
     assert not task.failures
-    desk.answer(2, run, TeamReply.FAILED, failure("first"), n_met=3)
+    desk.answer(2, run, TeamReply.FAILED, failure("first"), n_steps=3)
     assert [told.message for told in task.failures] == ["first"]
     assert task.results is None
-    desk.answer(3, run, TeamReply.FAILED, failure("second"), n_met=5)
+    desk.answer(3, run, TeamReply.FAILED, failure("second"), n_steps=5)
     assert len(task.failures) == 1
     assert task.results == []
     tidy = desk.take(Kind.TEAM_FORGET)
