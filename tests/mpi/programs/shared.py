@@ -91,6 +91,23 @@ def check_arrays_are_read_only():
         equal(EX.submit(read, shared, 0).result(), 0.0)
 
 
+def check_arrays_without_buffers_are_shared_too():
+    np.save("array.npy", np.arange(100_000))
+    arrays = {
+        "file": np.load("array.npy", mmap_mode="r"),
+        "dates": np.arange(100_000).astype("M8[s]"),
+        "masked": np.ma.masked_less(np.arange(100_000), 5),
+    }
+    for name, array in arrays.items():
+        with taskfarm.share(array) as shared:
+            holds(EX.submit(is_shared, shared).result(), name)
+            holds(np.array_equal(shared.value, array), name)
+
+
+def is_shared(handle):
+    return not (handle.value.data if hasattr(handle.value, "mask") else handle.value).flags.writeable
+
+
 def check_what_was_shared_may_change():
     array = np.zeros(100_000)
     with taskfarm.share(array) as shared:
