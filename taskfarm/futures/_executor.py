@@ -125,7 +125,7 @@ class Executor(AsyncMethods, std.Executor):
             logger.info("max_workers=%d, but there are %d workers", max_workers, self._n_workers)
         n_threads = threads_per_worker(session) if blas_threads is None else blas_threads
         work = pack((initialize_worker, (n_threads, initializer, initargs)))
-        self._initializer = Initializer(self._crew.new_number(), copied(work))
+        self._initializer = Initializer(self._crew.new_number(), copied(work), self._sharing.take_pickled())
         on_broken = partial(note_broken, weakref.ref(self))
         self._tasks = TaskJob(self._crew, self._crew.new_number(), self._initializer, on_broken)
         self._maps: weakref.WeakSet[MapJob] = weakref.WeakSet()

@@ -144,11 +144,22 @@ class Job(Protocol):
 
 
 class Initializer:
-    """A function to be run once per worker, before the first item of any job that names it."""
+    """A function to be run once per worker, before the first item of any job that names it.
 
-    def __init__(self, number: int, packed: Packed) -> None:
+    Parameters
+    ----------
+    number : int
+        Its number.
+    packed : Packed
+        The call.
+    needs : object
+        Whatever must not go while a worker may still have to run it: handles of shared data.
+    """
+
+    def __init__(self, number: int, packed: Packed, needs: object = None) -> None:
         self.number = number
         self.packed = packed
+        self._needs = needs
 
 
 class Supplies:

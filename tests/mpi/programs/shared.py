@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import gc
 import os
@@ -141,6 +142,20 @@ def check_task_keeps_a_handle_that_nobody_else_holds():
     equal(list(results), [float(i) for i in range(50)])
 
 
+def check_executor_keeps_the_handles_of_its_initializer():
+    with Executor(EX.num_workers, initializer=remember, initargs=(taskfarm.share(np.arange(10.0)),)) as executor:
+        gc.collect()
+        equal(list(executor.map(recall, range(10))), [float(at) for at in range(10)])
+
+
+def remember(handle):
+    builtins.remembered = handle.value
+
+
+def recall(at):
+    return float(builtins.remembered[at])
+
+
 def check_handle_comes_back_as_itself():
     with taskfarm.share(np.zeros(10)) as shared:
         holds(EX.submit(handle_back, shared).result()[0] is shared, "the same handle")
@@ -242,6 +257,13 @@ def check_not_in_tasks():
 def check_no_python_objects_in_written_arrays():
     with raises(UsageError, match="Python objects"):
         taskfarm.shared_array(10, object)
+
+
+def check_no_negative_shape():
+    for shape in (-1, (2, -3)):
+        with raises(UsageError, match="negative"):
+            taskfarm.shared_array(shape)
+    equal([taskfarm.shared_array(shape).value.shape for shape in (0, (), (2, 0))], [(0,), (), (2, 0)])
 
 
 def check_too_little_memory_is_said():
