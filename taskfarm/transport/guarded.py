@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from mpi4py import MPI
 
+from taskfarm.errors import UsageError
 from taskfarm.transport.comm import wrap
 from taskfarm.transport.guard import Guard
 from taskfarm.transport.guarded_objects import ObjectMethods
@@ -171,6 +172,19 @@ class GuardedMethods(ObjectMethods):
     def Split(self, color: int = 0, key: int = 0) -> Any:
         """Split into communicators, one per colour."""
         return self._derive("Split", operator.index(color), operator.index(key))  # raises before the ranks have met
+
+    def Free(self) -> None:
+        """Free a communicator that was derived; the task's own belongs to the farm."""
+        self._release("Free")
+
+    def Disconnect(self) -> None:
+        """Free a communicator that was derived, when its messages are through."""
+        self._release("Disconnect")
+
+    def _release(self, name: str) -> None:
+        if self.is_own:
+            raise UsageError(f"{name}: task_comm() goes with its task; free what you derive from it, and nothing else")
+        getattr(self._plain, name)(self)
 
     def _derive(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         self.guard.meet(self)

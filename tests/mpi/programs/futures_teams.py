@@ -143,7 +143,7 @@ def receive_too_little(how):
     """Start a receive that is too short for its message, and perhaps wait for it."""
     comm = task_comm()
     if comm.rank == 0:
-        comm.Send(np.zeros(1000), 1)
+        comm.Send(np.zeros(100), 1)  # more of them Open MPI 5.0.11 writes past the end of the receiver's memory
     else:
         request = comm.Irecv(np.zeros(1), 0)
         if how == "left":
@@ -351,6 +351,23 @@ def check3_a_receive_that_is_too_short_ends_its_task_alone():
         with raises(ValueError, MPI.Exception):
             team().submit(receive_too_little, how).result(LIMIT_S)
         equal(team().submit(total, 1).result(LIMIT_S), 3)
+
+
+def free_communicator(how):
+    comm = task_comm()
+    copy = comm.Dup()
+    getattr(copy, how)()
+    getattr(comm, how)()
+
+
+def check3_no_task_frees_the_communicator_of_the_next():
+    for how in ("Free", "Disconnect"):
+        with raises(UsageError, match="goes with its task"):
+            team().submit(free_communicator, how).result(LIMIT_S)
+        with raises(UsageError, match="goes with its task"):
+            EX.submit(free_communicator, how).result(LIMIT_S)
+        equal(team().submit(total, 1).result(LIMIT_S), 3)
+        equal(EX.submit(total, 1).result(LIMIT_S), 1)
 
 
 def check3_what_cannot_begin_leaves_nothing_behind():
