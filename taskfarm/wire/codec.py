@@ -94,7 +94,7 @@ class _Reducers(ChainMap[Any, Any]):
     def __missing__(self, kind: type) -> Any:
         if kind is getattr(sys.modules.get("numpy.ma"), "MaskedArray", None):  # slow to import, and rare
             return _reduce_masked
-        raise KeyError(kind)
+        return super().__missing__(kind)
 
 
 _ARRAYS = {np.ndarray: _reduce_array, np.memmap: _reduce_memmap}
