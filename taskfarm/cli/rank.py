@@ -81,10 +81,14 @@ def run_on_this_rank(
 
     status = own_status(status)
     if status != 0:
-        from taskfarm.cli._status import report_status
+        from taskfarm.cli._status import let_rank_0_report, report_status
+        from taskfarm.runtime.ending import has_begun
         from taskfarm.runtime.surroundings import promised_rank
 
-        report_status(status, promised_rank(os.environ), os.environ)
+        rank = promised_rank(os.environ)
+        report_status(status, rank, os.environ)
+        if rank != 0 and not has_begun():
+            let_rank_0_report(os.environ)
     leave(status)
 
 
