@@ -55,7 +55,9 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
     survive = ["--survive"] if options.survive else []
     words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *settings, *program]
-    plan = plan_launch(words, options.ranks, options.mpiexec, Situation.here(), tag_output=options.tag_output)
+    plan = plan_launch(
+        words, options.ranks, options.mpiexec, Situation.here(), tag_output=options.tag_output, survive=options.survive
+    )
     if options.dry_run:
         print(plan.shell_line())
         return 0

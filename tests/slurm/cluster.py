@@ -1,8 +1,8 @@
 """A throw-away Slurm cluster on one machine: as many hosts as one likes, each with a slurmd of its own.
 
-``python tests/slurm/cluster.py up 3`` starts one, ``... exec control sinfo`` runs a command on a host of it, ``... down``
-ends it. Nothing of the machine's own configuration is read or changed: munge's key, Slurm's configuration and state lie in
-one folder, which `down` removes.
+``python tests/slurm/cluster.py up 3`` starts one, ``... exec control sinfo`` runs a command on a host of it, ``...
+down`` ends it. Nothing of the machine's own configuration is read or changed: munge's key, Slurm's configuration and
+state lie in one folder, which `down` removes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _READY_S = 30.0
 _END_S = 5.0
 _COMMANDS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "munged")
 
-# Times are short: a host counts as lost after some seconds, and a job that goes back into the queue starts at once instead
+# Times are short: a host counts as lost after some seconds, and a job that goes back into the queue starts soon instead
 # of after two minutes (cred_expire).
 _CONFIGURATION = """\
 ClusterName=throwaway
