@@ -53,8 +53,8 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
     program = _same_on_all_ranks(program)
     settings = [word for item in _settings(options).items() for word in ("--set", "=".join(item))]
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
-    survive = ["--survive"] if options.survive else []
-    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *settings, *program]
+    flags = ["--survive"] * options.survive + ["--whole-lines"] * options.tag_output
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *flags, *stand_ins, *settings, *program]
     plan = plan_launch(
         words, options.ranks, options.mpiexec, Situation.here(), tag_output=options.tag_output, survive=options.survive
     )
