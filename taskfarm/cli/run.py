@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
@@ -89,7 +90,7 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     if options.trace is not None:
         settings["TASKFARM_TRACE"] = str(output_path("--trace", options.trace).absolute())
     if options.watch and sys.stderr.isatty():
-        settings["TASKFARM_WATCH"] = os.ttyname(sys.stderr.fileno())
+        settings["TASKFARM_WATCH"] = f"{socket.gethostname()}:{os.ttyname(sys.stderr.fileno())}"
     if options.log is not None:
         settings["TASKFARM_LOG"] = options.log.upper()
     if options.forward_logs:

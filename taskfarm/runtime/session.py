@@ -255,6 +255,10 @@ class Session(OneThread):
         side = self._take(
             new_side(self._opened.transport, hosts, self._surroundings(), trace, self.nursery, self.peers)
         )
+        if self.config.watch:
+            from taskfarm.runtime.live import watch  # not needed otherwise
+
+            watch(self.config.watch, self.rank, self.controller, hosts, self._opened)
         if self.rank == 0:
             interrupts.defer_on_controller(side.transport)
             warn_of_versions(self.peers)
