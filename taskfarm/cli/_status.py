@@ -19,9 +19,7 @@ __all__ = ["let_rank_0_report", "report_status", "run_and_listen"]
 _VARIABLE = "TASKFARM_REPORT_STATUS"  # host:port:token; set for the ranks, nothing for users
 _CONNECT_S = 2.0  # the launching host is as near as Slurm's own connections, or out of reach
 _MAX_MESSAGE_BYTES = 100
-_REPORTING_S = (
-    3.0  # ranks that fail alike do so within tenths of a second of each other, on a busy machine within seconds
-)
+_REPORTING_S = 3.0  # ranks that fail alike do so within tenths of a second of each other, on a busy machine in seconds
 
 
 def run_and_listen(command: Sequence[str], environ: Mapping[str, str]) -> int:

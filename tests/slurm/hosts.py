@@ -52,7 +52,7 @@ class Hosts:
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = ["127.0.0.1 localhost", *(f"{self.address(name)} {name}" for name in self.names)]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
-        self._start("switch", ["-n"], "ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
+        self._start("switch", ["-n", "-p"], "ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
         for name in self.names:
             self.start(name)
 
