@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,3 +26,13 @@ def cluster() -> Iterator[Cluster]:
         yield one
     finally:
         one.down()
+    assert not one.folder.exists()
+    left = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if _belongs(path.parent, one.folder)]
+    assert not left, f"processes that outlived the cluster: {left}"
+
+
+def _belongs(process: Path, folder: Path) -> bool:
+    """Tell whether a process knows of the cluster: by its command line, or by the place of its configuration."""
+    with contextlib.suppress(OSError):  # gone meanwhile
+        return any(str(folder).encode() in (process / name).read_bytes() for name in ("cmdline", "environ"))
+    return False
