@@ -17,7 +17,7 @@ from taskfarm.futures._arguments import check_sizes, copied, fail_unpicklable, p
 from taskfarm.futures._awaiting import AsyncMethods
 from taskfarm.futures._ending import end_work, finish, note_broken
 from taskfarm.futures._future import Future, broken_type
-from taskfarm.futures._journaled import NO_JOURNAL, JournaledMap, KeyFunction, Shelf
+from taskfarm.futures._journaled import JournaledMap, KeyFunction, Shelf, no_journal_here
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.futures._options import TaskOptions
@@ -112,7 +112,7 @@ class Executor(AsyncMethods, std.Executor):
         session = current()
         if session.worker is not None:
             if journal is not None:
-                raise UsageError(f"journal={journal!r}{NO_JOURNAL}")
+                raise no_journal_here(journal)
             self._nested = NestedExecutor(initializer, initargs, partial(note_broken, weakref.ref(self)))
             return
         self._shelf = Shelf(journal or session.config.journal or None)
@@ -297,7 +297,7 @@ class Executor(AsyncMethods, std.Executor):
         if self._nested is None:
             return self._shelf.map(fn, items, key, star, journal)
         if journal is not None or key is not None:
-            raise UsageError(f"journal={journal!r}{NO_JOURNAL}")
+            raise no_journal_here(journal)
         return None
 
     def _new_map(

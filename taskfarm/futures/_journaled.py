@@ -17,13 +17,19 @@ from taskfarm.runtime.results import Results
 if TYPE_CHECKING:
     from taskfarm.futures._journal import Chapter, Journal
 
-__all__ = ["NO_JOURNAL", "JournaledMap", "KeyFunction", "Shelf"]
+__all__ = ["JournaledMap", "KeyFunction", "Shelf", "no_journal_here"]
 
 logger = logging.getLogger(__name__)
 
-NO_JOURNAL = ": inside a task there is no journal, which rank 0 keeps; have the task return what is to be kept"
-
 KeyFunction = Callable[..., Any]
+
+
+def no_journal_here(journal: str | os.PathLike[str] | None) -> UsageError:
+    """Return the error for a journal that is asked for inside a task."""
+    return UsageError(
+        f"journal={journal!r}: inside a task there is no journal, which rank 0 keeps; have the task return what is to "
+        "be kept"
+    )
 
 
 class JournaledMap:
