@@ -167,9 +167,9 @@ def test_a_failure_that_is_repeated() -> None:
     desk = Desk()
     task = Task(repeated="again")
     run = started(desk, task)
-    desk.answer(2, run, TeamReply.FAILED, failure("again"), n_met=1)
+    desk.answer(2, run, TeamReply.FAILED, failure("again"), n_steps=1)
     assert not desk.desk.place(0.0) and not desk.take(Kind.TEAM_TASK) and desk.desk.stuck_ranks(1.0) == [1]
-    desk.answer(1, run, TeamReply.ENDED, n_met=1)
+    desk.answer(1, run, TeamReply.ENDED, n_steps=1)
     assert [frame.option for _, frame in desk.take(Kind.TEAM_FORGET)] == [TeamForget.TIDY] * 2
     desk.desk.place(0.0)
     frames = desk.take(Kind.TEAM_TASK)
