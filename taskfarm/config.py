@@ -110,6 +110,9 @@ class Config:
         ``TASKFARM_FORWARD_LOGS``: 1 sends the log records of workers to rank 0.
     watch : str
         ``TASKFARM_WATCH``: terminal on which rank 0 shows how far the farm is; empty for none.
+    group_size : int or None
+        ``TASKFARM_GROUP_SIZE``: ranks of a group of the executor's workers, its controller included; 0: rank 0 feeds
+        all workers itself. By default there are groups where workers are so many that it could not.
     """
 
     on_error: OnError = OnError.DEFERRED
@@ -131,6 +134,7 @@ class Config:
     log: str = ""
     forward_logs: bool = False
     watch: str = ""
+    group_size: int | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Config:
@@ -165,6 +169,7 @@ class Config:
             log=_level(environ, "TASKFARM_LOG"),
             watch=environ.get("TASKFARM_WATCH") or default.watch,
             forward_logs=_flag(environ, "TASKFARM_FORWARD_LOGS", default.forward_logs),
+            group_size=_count(environ, "TASKFARM_GROUP_SIZE"),
         )
 
 

@@ -75,6 +75,8 @@ def shared_array(shape: int | tuple[int, ...], dtype: Any = float) -> Shared[np.
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise UsageError(f"dtype={kind} holds Python objects, which processes cannot share")
+    if min(np.atleast_1d(shape), default=0) < 0:
+        raise UsageError(f"shape={shape} has a negative part")
     return _share(lambda: zero_block(shape, kind), writable=True)
 
 

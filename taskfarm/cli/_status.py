@@ -10,14 +10,16 @@ import secrets
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-__all__ = ["report_status", "run_and_listen"]
+__all__ = ["let_rank_0_report", "report_status", "run_and_listen"]
 
 _VARIABLE = "TASKFARM_REPORT_STATUS"  # host:port:token; set for the ranks, nothing for users
 _CONNECT_S = 2.0  # the launching host is as near as Slurm's own connections, or out of reach
 _MAX_MESSAGE_BYTES = 100
+_REPORTING_S = 3.0  # ranks that fail alike do so within tenths of a second of each other, on a busy machine in seconds
 
 
 def run_and_listen(command: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -54,6 +56,16 @@ def report_status(status: int, rank: int, environ: Mapping[str, str]) -> None:
             connection.sendall(f"{token} {status}\n".encode())
     except (OSError, ValueError):
         return  # then the status is that of srun
+
+
+def let_rank_0_report(environ: Mapping[str, str]) -> None:
+    """Wait on another rank, whose program failed before it met the others, as rank 0's probably does, too.
+
+    A wrong argument ends all of them at once, and srun ends those that are left with the first one: rank 0 perhaps
+    before it has told its status. Its end ends this wait.
+    """
+    if _VARIABLE in environ:
+        time.sleep(_REPORTING_S)
 
 
 def _reported_status(listener: socket.socket, token: str) -> int | None:

@@ -16,18 +16,23 @@ from taskfarm.doctor.local import (
     check_root_and_room,
     check_shared_memory,
     check_threads,
+    remove_left_over,
 )
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
 from taskfarm.runtime.launch import Situation, default_ranks, leave_explaining_to_rank_0, plan_launch
 
 __all__ = ["examine", "execute"]
 
+_SHARED_MEMORY = Path("/dev/shm")
 _PROBE = ["-m", "taskfarm.doctor.probe"]
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the command; the exit status is 0 if jobs can run, perhaps with warnings, and 1 if not."""
     findings: list[Finding] = []
+    removed = remove_left_over(_SHARED_MEMORY) if options.clean else None
+    if removed is not None:
+        print(format_finding(removed), flush=True)
     for finding in examine(options.ranks, options.mpiexec, options.limit, Situation.here()):
         if finding.check == "launcher" and finding.level is Level.ERROR:
             leave_explaining_to_rank_0(os.environ, 1)  # if a launcher has started this process, one of them speaks
@@ -43,7 +48,7 @@ def examine(n_ranks: int | None, mpiexec: str | None, limit_s: float, situation:
     n = n_ranks or (default_ranks(situation.environ, situation.cores) if "SLURM_JOB_ID" in situation.environ else 2)
     library, finding = check_library(situation)
     yield finding
-    yield from check_shared_memory(Path("/dev/shm"), n)
+    yield from check_shared_memory(_SHARED_MEMORY, n)
     yield check_threads(situation.environ, n, situation.cores)
     if library is None:
         return
@@ -53,7 +58,7 @@ def examine(n_ranks: int | None, mpiexec: str | None, limit_s: float, situation:
         return
     yield check_root_and_room(launcher, n, situation)
     yield check_batch_system(situation, launcher)
-    reports, finding = run_job(plan_launch(_PROBE, n, mpiexec, situation), limit_s)
+    reports, finding = run_job(plan_launch(_PROBE, n, mpiexec, situation), limit_s, mpiexec)
     yield finding
     if reports:
         yield check_thread_level(reports)

@@ -6,6 +6,7 @@ where it imports or calls a face of taskfarm.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,11 @@ def main(words: Sequence[str]) -> NoReturn:
     replaced: list[str] = []
     settings: dict[str, str] = {}
     rest = list(words)
-    survive = rest[:1] == ["--survive"]
-    del rest[:survive]
+    flags = set()
+    while rest[:1] in (["--survive"], ["--whole-lines"]):
+        flags.add(rest.pop(0))
+    if "--whole-lines" in flags:
+        _write_whole_lines()
     while rest[:1] in (["--replace"], ["--set"]) and len(rest) > 1:
         if rest[0] == "--replace":
             replaced.append(rest[1])
@@ -33,10 +37,10 @@ def main(words: Sequence[str]) -> NoReturn:
         del rest[:2]
     if not rest or rest == ["-m"]:
         raise SystemExit(
-            "usage: python -m taskfarm.cli.rank [--survive] [--replace NAME]... [--set NAME=VALUE]... "
+            "usage: python -m taskfarm.cli.rank [--survive] [--whole-lines] [--replace NAME]... [--set NAME=VALUE]... "
             "(script.py | -m module) [args ...]"
         )
-    run_on_this_rank(replaced, rest, settings, survive=survive)
+    run_on_this_rank(replaced, rest, settings, survive="--survive" in flags)
 
 
 def run_on_this_rank(
@@ -81,11 +85,25 @@ def run_on_this_rank(
 
     status = own_status(status)
     if status != 0:
-        from taskfarm.cli._status import report_status
+        from taskfarm.cli._status import let_rank_0_report, report_status
+        from taskfarm.runtime.ending import has_begun
         from taskfarm.runtime.surroundings import promised_rank
 
-        report_status(status, promised_rank(os.environ), os.environ)
+        rank = promised_rank(os.environ)
+        report_status(status, rank, os.environ)
+        if rank != 0 and not has_begun():
+            let_rank_0_report(os.environ)
     leave(status)
+
+
+def _write_whole_lines() -> None:
+    """Write each line at once: MPICH's launcher tags what it happens to read, be that half a line or two.
+
+    Into a pipe Python writes blocks of 8 kB, which end anywhere; with ``PYTHONUNBUFFERED`` a line, then its end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def _supervise() -> None:

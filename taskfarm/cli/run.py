@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
@@ -22,7 +23,6 @@ from taskfarm.runtime.launch import (
     wrong_launcher,
 )
 from taskfarm.runtime.libmpi import mpi_library
-from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
 from taskfarm.runtime.terminal import terminal_variable
 
 __all__ = ["execute", "execute_plan"]
@@ -51,13 +51,14 @@ def execute(options: argparse.Namespace, program: Sequence[str]) -> int:
         _refuse_wrong_launcher()
         run_on_this_rank(options.replace, program, _settings(options), survive=options.survive)
     _check_program(program, options.replace)
+    program = _same_on_all_ranks(program)
     settings = [word for item in _settings(options).items() for word in ("--set", "=".join(item))]
     stand_ins = [word for name in options.replace for word in ("--replace", name)]
-    survive = ["--survive"] if options.survive else []
-    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *survive, *stand_ins, *settings, *program]
-    told = [OUTPOST_VARIABLE] if options.survive else []
-    situation = Situation.here()
-    plan = plan_launch(words, options.ranks, options.mpiexec, situation, tag_output=options.tag_output, told=told)
+    flags = ["--survive"] * options.survive + ["--whole-lines"] * options.tag_output
+    words = [*interpreter_flags(), "-m", "taskfarm.cli.rank", *flags, *stand_ins, *settings, *program]
+    plan = plan_launch(
+        words, options.ranks, options.mpiexec, Situation.here(), tag_output=options.tag_output, survive=options.survive
+    )
     if options.dry_run:
         print(plan.shell_line())
         return 0
@@ -89,7 +90,7 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     if options.trace is not None:
         settings["TASKFARM_TRACE"] = str(output_path("--trace", options.trace).absolute())
     if options.watch and sys.stderr.isatty():
-        settings["TASKFARM_WATCH"] = os.ttyname(sys.stderr.fileno())
+        settings["TASKFARM_WATCH"] = f"{socket.gethostname()}:{os.ttyname(sys.stderr.fileno())}"
     if options.log is not None:
         settings["TASKFARM_LOG"] = options.log.upper()
     if options.forward_logs:
@@ -166,6 +167,26 @@ def _refuse_wrong_launcher() -> None:
     if problem is not None:
         leave_explaining_to_rank_0(situation.environ, 2)
         raise UsageError(problem)
+
+
+def _same_on_all_ranks(program: Sequence[str]) -> Sequence[str]:
+    """Return the program as each rank finds it: ``/dev/stdin`` and its like are something else in each process.
+
+    Raises
+    ------
+    UsageError
+        If the script is a pipe, or another thing that only one process can read.
+    """
+    script = program[0]
+    if script == "-m":
+        return program
+    place = os.path.realpath(script)
+    if not os.path.isfile(place) and not os.path.isdir(place):
+        raise UsageError(
+            f"script {script!r} is no file that every rank could read (ranks above 0 have no standard input); "
+            "write the program to a file"
+        )
+    return [place, *program[1:]] if script.startswith(("/dev/", "/proc/")) else program
 
 
 def _check_program(program: Sequence[str], replaced: Sequence[str]) -> None:

@@ -30,12 +30,16 @@ if [ $status -ne 0 ] && [ $status -ne 2 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt
     scontrol requeue "$SLURM_JOB_ID"
 fi
 """
-_REQUEUE_PBS = """\
-# Once more after a failure (2 is a wrong command line), up to {n} times: this script starts from its beginning.
-if [ $status -ne 0 ] && [ $status -ne 2 ] && [ "${{PBS_RUN_COUNT:-1}}" -le {n} ]; then
-    echo "status $status: back into the queue"
-    qrerun "$PBS_JOBID"
-fi
+# Not by qrerun, which PBS keeps for its operators (qrerun.1B of OpenPBS).
+_AGAIN_PBS = """\
+# Once more after a failure (2 is a wrong command line), up to {n} times, on the same hosts.
+attempt=1
+while [ $status -ne 0 ] && [ $status -ne 2 ] && [ $attempt -le {n} ]; do
+    attempt=$((attempt + 1))
+    echo "status $status: attempt $attempt"
+    {command}
+    status=$?
+done
 """
 
 
@@ -67,6 +71,7 @@ def _values(options: argparse.Namespace, program: Sequence[str]) -> dict[str, st
     for option in ("journal", "trace"):
         if path := getattr(options, option):
             run_options += [f"--{option}", path]
+    words = shlex.join([*run_options, *program])
     return {
         "NAME": name,
         "NODES": str(options.nodes),
@@ -80,8 +85,8 @@ def _values(options: argparse.Namespace, program: Sequence[str]) -> dict[str, st
         "QUEUE": options.queue or "",
         "ACCOUNT": options.account or "",
         "SOFTWARE": "\n".join(_software(options.module, options.venv)),
-        "WORDS": shlex.join([*run_options, *program]),
-        **_requeue(options.system, options.requeue),
+        "WORDS": words,
+        **_requeue(options.system, options.requeue, f"taskfarm run -n {options.ranks} {words}"),
     }
 
 
@@ -94,13 +99,13 @@ def _software(modules: Sequence[str], venv: str | None) -> list[str]:
     return lines
 
 
-def _requeue(system: str, n: int) -> dict[str, str]:
+def _requeue(system: str, n: int, command: str) -> dict[str, str]:
     if not n:
         return {"REQUEUE_FLAG": "", "REQUEUE": ""}
     if system == "slurm":
         return {"REQUEUE_FLAG": "--requeue", "REQUEUE": _REQUEUE_SLURM.format(n=n)}
     if system == "pbs":
-        return {"REQUEUE_FLAG": "-r y", "REQUEUE": _REQUEUE_PBS.format(n=n)}
+        return {"REQUEUE_FLAG": "-r y", "REQUEUE": _AGAIN_PBS.format(n=n, command=command)}
     return {"REQUEUE_FLAG": '-r -Q "75 137"', "REQUEUE": ""}
 
 

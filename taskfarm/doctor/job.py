@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -18,11 +20,15 @@ from taskfarm.runtime.launch import LaunchPlan
 __all__ = ["run_job"]
 
 _KILL_S = 3.0  # between asking the launcher to end and killing it
-_TAIL = 3  # lines of its output that are shown
+_FIRST, _LAST = 3, 2  # lines of its output that are shown: the cause stands at the beginning, mostly
 
 
-def run_job(plan: LaunchPlan, limit_s: float) -> tuple[Sequence[Mapping[str, Any]], Finding]:
+def run_job(
+    plan: LaunchPlan, limit_s: float, mpiexec: str | None = None
+) -> tuple[Sequence[Mapping[str, Any]], Finding]:
     """Run `plan`, whose program is the probe, for at most `limit_s` seconds.
+
+    `mpiexec` is what the user has named as launcher, to be repeated in the advice.
 
     Returns
     -------
@@ -37,13 +43,15 @@ def run_job(plan: LaunchPlan, limit_s: float) -> tuple[Sequence[Mapping[str, Any
         status, output = _run([*plan.command, str(path)], {**os.environ, **plan.added_environment}, limit_s)
         reports = json.loads(path.read_text()) if path.exists() else []
     words = " ".join(plan.command[:4])
-    said = "; it said: " + " | ".join(output.splitlines()[-_TAIL:]) if output.strip() else ""
+    said = _said(output)
+    named = f" --mpiexec {shlex.quote(mpiexec)}" if mpiexec else ""
+    by_hand = f"`taskfarm run -n {plan.n_ranks}{named} -v -m this`"
     if status is None:
         return [], Finding(
             Level.ERROR,
             check,
             f"{words} ... did not end within {limit_s:g} s{said}",
-            "try it by hand: `taskfarm run -n 2 -v -m this`. Usual reasons: a firewall between the hosts, an interface "
+            f"try it by hand: {by_hand}. Usual reasons: a firewall between the hosts, an interface "
             "that leads nowhere, a host name that does not resolve, no room for the job in the batch system",
         )
     if status != 0:
@@ -51,7 +59,7 @@ def run_job(plan: LaunchPlan, limit_s: float) -> tuple[Sequence[Mapping[str, Any
             Level.ERROR,
             check,
             f"{words} ... ended with status {status}{said}",
-            "look at what it said; `taskfarm run -n 2 -v -m this` shows all of it",
+            f"look at what it said; {by_hand} shows all of it",
         )
     if len(reports) != plan.n_ranks:
         return [], Finding(
@@ -63,6 +71,14 @@ def run_job(plan: LaunchPlan, limit_s: float) -> tuple[Sequence[Mapping[str, Any
         )
     hosts = dict.fromkeys(report["host"] for report in reports)
     return reports, Finding(Level.OK, check, f"{len(reports)} ranks started, on {', '.join(hosts)}")
+
+
+def _said(output: str) -> str:
+    """Return the lines of a launcher's output that tell most, as a part of a sentence."""
+    lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
+    if len(lines) > _FIRST + _LAST:
+        lines = [*lines[:_FIRST], "...", *lines[-_LAST:]]
+    return "; it said: " + " | ".join(lines) if lines else ""
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str], limit_s: float) -> tuple[int | None, str]:

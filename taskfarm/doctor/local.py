@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = [
     "check_root_and_room",
     "check_shared_memory",
     "check_threads",
+    "remove_left_over",
     "shared_memory_left_over",
 ]
 
@@ -84,10 +85,9 @@ def check_root_and_room(launcher: Launcher, n_ranks: int, situation: Situation) 
     """Look at what Open MPI refuses: root, and more ranks than cores."""
     check = "root, room"
     crowded = n_ranks > situation.cores and not launcher.is_srun
-    facts = [f"{n_ranks} ranks, {situation.cores} usable cores", *(["root"] if situation.is_root else [])]
+    text = f"{n_ranks} ranks for {situation.cores} usable cores{', as root' if situation.is_root else ''}"
     if launcher.family is Family.OPENMPI and (crowded or situation.is_root):
-        facts.append("Open MPI refuses that, unless told; `taskfarm run` tells it")
-    text = "; ".join(facts)
+        text += "; Open MPI refuses that, unless told; `taskfarm run` tells it"
     slots = slurm_cores(situation.environ)
     if slots is not None and n_ranks > slots:
         return Finding(
@@ -121,13 +121,28 @@ def check_shared_memory(folder: Path, n_ranks: int, proc: Path = Path("/proc")) 
         yield Finding(Level.OK, check, f"{folder} has {free >> 20} MB free")
     left = shared_memory_left_over(folder, proc)
     if left:
-        size = sum(path.stat().st_size for path in left) >> 20
         yield Finding(
             Level.WARNING,
             check,
-            f"killed jobs have left {len(left)} files of {size} MB in {folder}, which no process uses",
-            "rm " + " ".join(map(str, left[:8])) + (" ..." if len(left) > 8 else ""),
+            f"killed jobs have left {_amount(left)} in {folder}, which no process uses",
+            "`taskfarm doctor --clean` removes what is yours",
         )
+
+
+def remove_left_over(folder: Path, proc: Path = Path("/proc")) -> Finding | None:
+    """Remove what killed jobs have left in shared memory, if there is any."""
+    left = shared_memory_left_over(folder, proc)
+    if not left:
+        return None
+    text = f"removed {_amount(left)} from {folder}, which killed jobs had left"
+    for path in left:
+        path.unlink(missing_ok=True)
+    return Finding(Level.OK, "shared memory", text)
+
+
+def _amount(paths: Sequence[Path]) -> str:
+    size = sum(path.stat().st_size for path in paths)
+    return f"{len(paths)} file{'s' if len(paths) > 1 else ''} of {size / 1e6:.3g} MB"
 
 
 def shared_memory_left_over(folder: Path, proc: Path) -> list[Path]:

@@ -78,6 +78,8 @@ def check_clocks(reports: Sequence[Report]) -> Finding:
                 f"{reports[0]['host']}; time stamps of files and logs do not compare (traces are aligned)",
                 "have NTP or chrony run on all hosts",
             )
+    if len({report["host"] for report in reports}) == 1:
+        return Finding(Level.OK, "clocks", "one host, one clock")
     largest = max((abs(offset) for offset in offsets.values()), default=0.0)
     return Finding(Level.OK, "clocks", f"hosts differ by less than {max(1.0, 2.0 * largest * 1e3):.0f} ms")
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures as std
-from collections.abc import AsyncIterator, Callable, Iterable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskfarm.futures._arguments import check_sizes
 from taskfarm.futures._future import set_soon
+from taskfarm.futures._journaled import JournaledMap, KeyFunction
 from taskfarm.futures._mapping import MapMethods, joined
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
+from taskfarm.futures._options import TaskOptions
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,7 +39,19 @@ class AsyncMethods(MapMethods):
         star: bool,
         chunksize: int | None,
         buffersize: int | None,
+        options: TaskOptions | None = None,
+        journal: JournaledMap | None = None,
     ) -> MapJob:
+        raise NotImplementedError
+
+    def _part_of_journal(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        star: bool,
+        journal: str | os.PathLike[str] | None,
+        key: KeyFunction | None,
+    ) -> JournaledMap | None:
         raise NotImplementedError
 
     def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
@@ -51,32 +66,44 @@ class AsyncMethods(MapMethods):
         *iterables: Iterable[Any],
         chunksize: int | None = None,
         buffersize: int | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        key: KeyFunction | None = None,
     ) -> AsyncIterator[T]:
         """As `map`, for ``async for``; the event loop runs while results are waited for."""
-        import asyncio
-
         self._check_open()
+        items, star = joined(iterables)
+        part = self._part_of_journal(fn, items, star, journal, key)
         if self._nested is not None:
             for item in zip(*iterables, strict=False):
                 yield await self.asubmit(fn, *item)
             return
-        items, star = joined(iterables)
         check_sizes(chunksize, buffersize)
-        job = self._new_map(fn, items, star, chunksize, buffersize)
-        loop = asyncio.get_running_loop()
-        arrived = asyncio.Event()
-        job.on_arrival = lambda: set_soon(loop, arrived)
+        job = self._new_map(fn, part.missing() if part else items, star, chunksize, buffersize, None, part)
+        results = _results_of(job)
+        results = part.merged_later(results) if part else results
         try:
-            while True:
-                arrived.clear()
-                results = job.take_results(job.in_order)
-                if results is not None:
-                    for result in results:
-                        yield result
-                    job.on_consumed(len(results))
-                elif job.has_ended():
-                    return
-                else:
-                    await arrived.wait()
+            async for result in results:
+                yield result
         finally:
+            await results.aclose()
             job.end()
+
+
+async def _results_of(job: MapJob) -> AsyncGenerator[Any, None]:
+    """Yield the results of a map in the order of the items."""
+    import asyncio  # see `asubmit`
+
+    loop = asyncio.get_running_loop()
+    arrived = asyncio.Event()
+    job.on_arrival = lambda: set_soon(loop, arrived)
+    while True:
+        arrived.clear()
+        results = job.take_results(job.in_order)
+        if results is not None:
+            for result in results:
+                yield result
+            job.on_consumed(len(results))
+        elif job.has_ended():
+            return
+        else:
+            await arrived.wait()

@@ -17,7 +17,7 @@ from taskfarm.futures._arguments import check_sizes, copied, fail_unpicklable, p
 from taskfarm.futures._awaiting import AsyncMethods
 from taskfarm.futures._ending import end_work, finish, note_broken
 from taskfarm.futures._future import Future, broken_type
-from taskfarm.futures._journaled import JournaledMap, KeyFunction, Shelf
+from taskfarm.futures._journaled import JournaledMap, KeyFunction, Shelf, no_journal_here
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.futures._options import TaskOptions
@@ -111,6 +111,8 @@ class Executor(AsyncMethods, std.Executor):
         self._n_workers = 1
         session = current()
         if session.worker is not None:
+            if journal is not None:
+                raise no_journal_here(journal)
             self._nested = NestedExecutor(initializer, initargs, partial(note_broken, weakref.ref(self)))
             return
         self._shelf = Shelf(journal or session.config.journal or None)
@@ -123,7 +125,7 @@ class Executor(AsyncMethods, std.Executor):
             logger.info("max_workers=%d, but there are %d workers", max_workers, self._n_workers)
         n_threads = threads_per_worker(session) if blas_threads is None else blas_threads
         work = pack((initialize_worker, (n_threads, initializer, initargs)))
-        self._initializer = Initializer(self._crew.new_number(), copied(work))
+        self._initializer = Initializer(self._crew.new_number(), copied(work), self._sharing.take_pickled())
         on_broken = partial(note_broken, weakref.ref(self))
         self._tasks = TaskJob(self._crew, self._crew.new_number(), self._initializer, on_broken)
         self._maps: weakref.WeakSet[MapJob] = weakref.WeakSet()
@@ -272,16 +274,31 @@ class Executor(AsyncMethods, std.Executor):
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         check_sizes(chunksize, buffersize)
         self._check_open()
+        part = self._part_of_journal(fn, items, star, journal, key)
         if self._nested is not None:
             self._check_limit(None if options is None else options.timeout_s)
             return self._nested.map_items(_repeated(fn, options), items, star, deadline, buffersize)
-        part = self._shelf.map(fn, items, key, star, journal)
         job = self._new_map(fn, part.missing() if part else items, star, chunksize, buffersize, options, part)
         results = job.results(deadline) if in_order else job.results_as_they_come(deadline)
         if part is not None:
             return part.merged(results) if in_order else part.merged_unordered(results)
         job.read_ahead()
         return results
+
+    def _part_of_journal(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        star: bool,
+        journal: str | os.PathLike[str] | None,
+        key: KeyFunction | None,
+    ) -> JournaledMap | None:
+        """Return what a map has to do with a journal, None if nothing."""
+        if self._nested is None:
+            return self._shelf.map(fn, items, key, star, journal)
+        if journal is not None or key is not None:
+            raise no_journal_here(journal)
+        return None
 
     def _new_map(
         self,

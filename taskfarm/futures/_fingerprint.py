@@ -10,9 +10,9 @@ from typing import Any
 from taskfarm.errors import UsageError
 from taskfarm.wire.codec import pack
 
-__all__ = ["digest_of", "fingerprint", "name_of"]
+__all__ = ["DIGEST_BYTES", "digest_of", "fingerprint", "name_of"]
 
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
 
 
 def digest_of(obj: object) -> bytes:
@@ -27,7 +27,7 @@ def digest_of(obj: object) -> bytes:
         body, buffers = pack(obj)
     except Exception as exc:
         raise UsageError(f"journal: {obj!r:.100} does not pickle ({type(exc).__name__}: {exc}); give a key=") from exc
-    digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(body, digest_size=DIGEST_BYTES)
     for buffer in buffers:
         digest.update(buffer)
     return digest.digest()
@@ -42,7 +42,7 @@ def name_of(fn: Any) -> str:
 
 def fingerprint(fn: Any) -> bytes:
     """Return what changes when the function's code, its defaults or what it holds change; not what it calls."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     _add(digest, fn)
     return digest.digest()
 

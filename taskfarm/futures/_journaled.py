@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,19 @@ from taskfarm.runtime.results import Results
 if TYPE_CHECKING:
     from taskfarm.futures._journal import Chapter, Journal
 
-__all__ = ["JournaledMap", "KeyFunction", "Shelf"]
+__all__ = ["JournaledMap", "KeyFunction", "Shelf", "no_journal_here"]
 
 logger = logging.getLogger(__name__)
 
 KeyFunction = Callable[..., Any]
+
+
+def no_journal_here(journal: str | os.PathLike[str] | None) -> UsageError:
+    """Return the error for a journal that is asked for inside a task."""
+    return UsageError(
+        f"journal={journal!r}: inside a task there is no journal, which rank 0 keeps; have the task return what is to "
+        "be kept"
+    )
 
 
 class JournaledMap:
@@ -51,20 +59,20 @@ class JournaledMap:
 
     def missing(self) -> Iterator[Any]:
         """Yield the items whose results the journal does not have."""
-        has = self._chapter.keys
+        has, plan = self._chapter.places, self._plan
+        make_key: KeyFunction = digest_of if self._key is None else self._key_of
         for item in self._items:
-            key = self._key_of(item)
+            key = make_key(item)
             if key in has:
-                self._plan.append(key)
+                plan.append(key)
             else:
-                self._plan.append(None)
+                plan.append(None)
                 self._keys[self._n_missing] = key
                 self._n_missing += 1
                 yield item
 
     def _key_of(self, item: Any) -> bytes:
-        if self._key is None:
-            return digest_of(item)
+        assert self._key is not None
         return digest_of(self._key(*item) if self._star else self._key(item))
 
     def on_results(self, start: int, results: Results) -> None:
@@ -80,24 +88,46 @@ class JournaledMap:
 
     def merged(self, computed: Iterator[Any]) -> Iterator[Any]:
         """Yield all results, in the order of the items; `computed` has those of the missing ones."""
+        plan = self._plan
         try:
             while True:
-                while self._plan and self._plan[0] is not None:
-                    yield self._stored()
+                if plan and plan[0] is not None:
+                    yield from self._next_stored()
                 try:
                     value = next(computed)
                 except StopIteration:
                     break
-                while self._plan[0] is not None:
-                    yield self._stored()
-                self._plan.popleft()
-                self._check()
+                if plan[0] is not None:
+                    yield from self._next_stored()
+                plan.popleft()
+                if self.error is not None:
+                    raise self.error
                 yield value
-            while self._plan:
-                yield self._stored()
+            yield from self._next_stored()
             self._check()
         finally:
             _close(computed)
+
+    async def merged_later(self, computed: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """As `merged`, where the results have to be awaited."""
+        try:
+            while True:
+                for value in self._next_stored():
+                    yield value
+                try:
+                    found = await computed.__anext__()
+                except StopAsyncIteration:
+                    break
+                for value in self._next_stored():
+                    yield value
+                self._plan.popleft()
+                self._check()
+                yield found
+            for value in self._next_stored():
+                yield value
+            self._check()
+        finally:
+            await computed.aclose()
 
     def merged_unordered(self, computed: Iterator[Any]) -> Iterator[Any]:
         """Yield all results: those that are there first, as far as the items have been read."""
@@ -117,10 +147,11 @@ class JournaledMap:
             if key is not None:
                 yield self._chapter.get(key)
 
-    def _stored(self) -> Any:
-        key = self._plan.popleft()
-        assert key is not None
-        return self._chapter.get(key)
+    def _next_stored(self) -> Iterator[Any]:
+        """Yield the results that the journal has before the next item that is computed, as far as items were read."""
+        while self._plan and (key := self._plan[0]) is not None:
+            self._plan.popleft()
+            yield self._chapter.get(key)
 
     def _check(self) -> None:
         if self.error is not None:
@@ -188,7 +219,7 @@ class Shelf:
             raise self._error
         chapter = self._default.chapter(fn)
         key = digest_of((tuple(args), sorted(kwargs.items())))
-        if key in chapter.keys:
+        if key in chapter.places:
             value = chapter.get(key)
             future.set_running_or_notify_cancel()
             future.set_result(value)

@@ -11,24 +11,27 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeoutError
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from taskfarm.errors import RankFailure, TaskTimeoutError
 from taskfarm.futures._future import broken
+from taskfarm.futures._held import Held
 from taskfarm.futures._journaled import JournaledMap
 from taskfarm.futures._options import TaskOptions
-from taskfarm.futures._stock import Stock
+from taskfarm.futures._stock import Stock, StockByItem
 from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.jobs import Initializer, Parcel
+from taskfarm.runtime.jobs import Initializer, Parcel, Pieces
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.results import Results
+from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import exception_of, run
-from taskfarm.wire.codec import Packed, pack
+from taskfarm.wire.codec import Packed, pack, pack_each
 
 __all__ = ["MapJob"]
 
 READ_S = 1e-3  # reading is interrupted after so long if there are results to hand out
+ROOM_PART = 16  # of what should be ahead is read at once, at least: each time takes some 10 us
 FEW = 16  # items that are read and sent one by one, before the source is believed to be fast
 MAX_HELD_ITEMS = 1 << 20  # results that wait for an earlier one; pointers to small integers: 8 MB
 MAX_HELD_BYTES = 1 << 27  # the same in bytes on the wire; as much again may be on its way
@@ -92,12 +95,11 @@ class MapJob:
         self._read_all = False
         self._step = 1  # items to be read at once: more if reading has proved to be fast
         self._n_read = 0
+        self._n_added = 0  # the crew knows of them: it may take a while
         self._n_taken = 0
         self._n_consumed = 0
-        self._stock = Stock(self._range)
-        self._held: dict[int, Results] = {}
-        self._n_held = 0
-        self._held_bytes = 0
+        self._stock = (StockByItem if crew.has_groups else Stock)(self._range)
+        self._held = Held()
         self._error: BaseException | None = None  # of the executor
         self._failure: BaseException | None = None  # of the item whose turn it is
         self._source_error: Exception | None = None
@@ -113,19 +115,25 @@ class MapJob:
         if not self._reading.acquire(False):
             return
         try:
-            started = self._crew.clock()
+            reading_s = 0.0  # without what the crew does meanwhile
             while not self._read_all and not self.is_over:
                 room = self._room(all_of_it)
-                if room <= 0:
+                if room <= 0 or (reading_s > READ_S and self._held.n and self._buffersize is None):
                     return
                 began = self._crew.clock()
-                if began - started > READ_S and self._n_held and self._buffersize is None:
-                    return
-                self._read(self._piece(room))
+                part = self._read(self._piece(room))
+                seconds = self._crew.clock() - began
+                reading_s += seconds
                 if self._n_read >= FEW:
-                    self._step = min(4 * self._step, room) if self._crew.clock() - began < READ_S / 4 else 1
+                    self._adapt_step(seconds, room)
+                if len(part):
+                    self._crew.post(partial(self._add, part))
         finally:
             self._reading.release()
+
+    def _adapt_step(self, seconds: float, room: int) -> None:
+        """Have more or fewer items read at once; one long time may be that of another thread."""
+        self._step = min(4 * self._step, room) if seconds < READ_S / 2 else max(self._step // 4, 1)
 
     def _piece(self, room: int) -> int:
         """Return how many items to read at once: whole chunks, as far as that is allowed."""
@@ -135,12 +143,16 @@ class MapJob:
     def _room(self, all_of_it: bool) -> int:
         if self._buffersize is not None:
             return self._buffersize - (self._n_read - self._n_consumed)
-        if not all_of_it and (self._n_held > MAX_HELD_ITEMS or self._held_bytes > MAX_HELD_BYTES):
+        if not all_of_it and (self._held.n > MAX_HELD_ITEMS or self._held.size_bytes > MAX_HELD_BYTES):
+            return 0
+        if self.is_over:
             return 0
         dealer = self._crew.dealer
-        return 0 if self.is_over else dealer.look_ahead(self.number) - dealer.n_waiting(self.number)
+        ahead = dealer.look_ahead(self.number)
+        room = ahead - dealer.n_waiting(self.number) - (self._n_read - self._n_added)
+        return room if room * ROOM_PART > ahead else 0
 
-    def _read(self, n: int) -> None:
+    def _read(self, n: int) -> Sequence[Any]:
         if self._range is not None:
             part: Sequence[Any] = self._range[self._n_read : self._n_read + n]
         else:
@@ -149,8 +161,7 @@ class MapJob:
         if len(part) < n:
             self._read_all = True
             self._iterator = None
-        if len(part):
-            self._crew.post(lambda: self._add(part))
+        return part
 
     def _read_items(self, n: int) -> list[Any]:
         """Return up to `n` items; those before an error are not lost, and the error has its turn behind them."""
@@ -162,6 +173,7 @@ class MapJob:
         return items
 
     def _add(self, part: Sequence[Any]) -> None:
+        self._n_added += len(part)
         self._stock.add(part)
         self._crew.add_items(self, len(part))
 
@@ -240,13 +252,11 @@ class MapJob:
 
     def as_they_come(self) -> int:
         """Return where results that are here start, -1 if there are none."""
-        return next(iter(self._held), -1)
+        return self._held.first
 
     def _take(self, start: int) -> Results | None:
-        held = self._held.pop(start, None)
+        held = self._held.take(start)
         if held is not None:
-            self._n_held -= held.n
-            self._held_bytes -= held.size_bytes
             self._n_taken += held.n
         return held
 
@@ -282,7 +292,7 @@ class MapJob:
         if self.is_over or self._error is not None:
             return True
         full = self._buffersize is not None and self._room(True) <= 0
-        return (self._read_all or full) and self._n_read == self._n_taken + self._n_held
+        return (self._read_all or full) and self._n_read == self._n_taken + self._held.n
 
     def end(self) -> None:
         """Drop what was not run; nobody wants the results any more. May be repeated."""
@@ -316,6 +326,15 @@ class MapJob:
         packed = pack((items, self.unit) if self.unit > 1 else items)
         return Parcel(packed.body, packed.buffers, self._option, limits=self._options.limits)
 
+    def pack_pieces(self, start: int, stop: int, size: int) -> Pieces:
+        items, n = self._stock.deal(start, stop), stop - start
+        parts: Sequence[Any] = items
+        if self.unit > 1:
+            parts = [(items[at : at + size], self.unit) for at in range(0, n, size)]
+        elif size > 1:
+            parts = [items[at : at + size] if n - at > 1 else items[at] for at in range(0, n, size)]
+        return Pieces(size, n, self._option, *pack_each(parts))
+
     def on_results(self, start: int, results: Results) -> None:
         self._stock.on_done(start, results.n)
         if not results.n:
@@ -324,8 +343,17 @@ class MapJob:
             self._crew.deliver_later(lambda: journal.on_results(start, results))
         self._hold(start, results)
 
+    def on_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
+        if self._journal is not None or self._is_dropped():
+            for item, body in zip(items, bodies, strict=True):
+                self.on_results(item, Results(1, body, (), ReplyOption.VALUE))
+            return
+        self._stock.on_all_done(items)
+        self._held.add_singles(items, bodies)
+        self._tell_arrival()
+
     def on_returned(self, start: int, stop: int) -> None:
-        self._stock.on_returned(start)
+        self._stock.on_returned(start, stop)
 
     def on_item_failed(self, start: int, stop: int, failure: RankFailure | BaseException) -> None:
         self._stock.on_failed(start)
@@ -346,16 +374,18 @@ class MapJob:
     def _hold(self, start: int, held: Results) -> None:
         if self.is_over:
             return
-        if self._consumer is not None and self._consumer() is None:  # dropped before its first value
+        if self._is_dropped():
             self._n_taken += held.n
             if self._read_all and self._n_taken == self._n_read:
                 self._crew.end_job(self)
                 self.is_over = True
             return
-        self._held[start] = held
-        self._n_held += held.n
-        self._held_bytes += held.size_bytes
+        self._held.add(start, held)
         self._tell_arrival()
+
+    def _is_dropped(self) -> bool:
+        """Tell whether nobody wants the results: their iterator went before its first value, or the job has ended."""
+        return self.is_over or (self._consumer is not None and self._consumer() is None)
 
     def _tell_arrival(self) -> None:
         if self.on_arrival is not None:

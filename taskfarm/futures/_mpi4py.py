@@ -9,7 +9,7 @@ import builtins
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -85,7 +85,7 @@ class MPIPoolExecutor(Executor):
         if session.size > 1 and controller is not None and COMM_KEY not in session.face_state:
             session.face_state[COMM_KEY] = None
             with self._crew.paused():
-                controller.caller.call(_make_workers_comm, (), {}, OnError.WAIT)
+                controller.caller.call(_make_workers_comm, (self._crew.workers,), {}, OnError.WAIT)
 
     def _boot_threads(self, n_threads: int, kind: type[NestedExecutor] = NestedExecutor) -> None:
         if not self._booted:
@@ -200,7 +200,7 @@ def prepare_worker(
         initializer(*initargs)
 
 
-def _make_workers_comm() -> None:
+def _make_workers_comm(ranks: Sequence[int]) -> None:
     from taskfarm.transport.split import workers_comm
 
-    current().face_state[COMM_KEY] = workers_comm()
+    current().face_state[COMM_KEY] = workers_comm(ranks)

@@ -34,7 +34,7 @@ class TaskOptions:
     retries : int
         How often a task is tried again whose attempt was lost with its process, or ended as `retry_on` says.
     retry_on : tuple of exception classes
-        Failures that are tried again, too, on the same worker; `TaskTimeoutError` stands for tasks that were killed
+        Failures that are tried again, too; `TaskTimeoutError` stands for tasks that were killed
         because of `timeout_s`. Given as a class or several.
 
     Raises

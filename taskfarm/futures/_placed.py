@@ -32,14 +32,14 @@ class PlacedTask:
         future: AnyFuture,
         packed: Packed,
         known: KnownFunction | None,
-        wants_all: bool,
-        retries: int,
+        options: TaskOptions,
     ) -> None:
         self.job = owner.job
         self.packed = packed
         self.known = known
-        self.wants_all = wants_all
-        self.retries = retries
+        self.wants_all = options.results == "all"
+        self.retries = options.retries
+        self._retry_on = options.retry_on if options.ranks > 1 else ()  # else its one rank tries again
         self.future = future
         self.number = 0
         self.handles: Sequence[PlacedObjectId] = ()  # kept alive: the objects must not go before the task has run
@@ -59,6 +59,9 @@ class PlacedTask:
 
     def on_failed(self, failure: RankFailure | BaseException) -> None:
         self._owner.crew.deliver_later(lambda: self.fail(exception_of(failure, "task")))
+
+    def is_repeated(self, failure: RankFailure) -> bool:
+        return isinstance(failure.exception, self._retry_on)
 
     def on_broken(self, failure: RankFailure) -> None:
         self._owner.on_broken(failure)
@@ -127,7 +130,14 @@ class PlacedTasks:
             If no workers can ever run it, or an option is not for placed tasks.
         """
         _check_options(options)
-        fn = with_retries(fn, options.retries, options.retry_on)
+        if self.crew.has_groups:
+            raise UsageError(
+                "tasks with ranks, hosts or tags, or with objects that live on ranks, need rank 0 to know what each "
+                "worker does, and in this job groups of workers have controllers of their own; set "
+                "TASKFARM_GROUP_SIZE=0"
+            )
+        if options.ranks == 1:
+            fn = with_retries(fn, options.retries, options.retry_on)
         future: AnyFuture = Future(self.crew)
         handles = [value for value in [*args, *kwargs.values()] if isinstance(value, PlacedObjectId)]
         allowed = self._allowed(options, handles)
@@ -137,7 +147,7 @@ class PlacedTasks:
         except Exception:  # noqa: BLE001 - any __reduce__ may raise anything
             fail_unpicklable(future, fn, args, kwargs)
             return future
-        task = PlacedTask(self, future, packed, known, options.results == "all", options.retries)
+        task = PlacedTask(self, future, packed, known, options)
         task.handles = handles
 
         def add() -> None:
@@ -228,10 +238,4 @@ def _check_options(options: TaskOptions) -> None:
         raise UsageError(
             f"timeout_s={options.timeout_s}: a task with ranks, hosts or tags runs in the process of its rank, for MPI "
             "and for objects that live there, and cannot be killed; leave timeout_s out"
-        )
-    if options.retry_on and options.ranks > 1:
-        names = ", ".join(kind.__name__ for kind in options.retry_on)
-        raise UsageError(
-            f"retry_on={names} with ranks={options.ranks}: what one rank of a task repeats, the others do not; catch "
-            "the exception inside the task, on all of its ranks"
         )

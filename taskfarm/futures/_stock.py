@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
-__all__ = ["Stock"]
+__all__ = ["Stock", "StockByItem"]
 
 
 class Stock:
@@ -69,7 +70,12 @@ class Stock:
         if n_done < len(items):
             self._given_back[start + n_done] = items[n_done:]
 
-    def on_returned(self, start: int) -> None:
+    def on_all_done(self, items: Iterable[int]) -> None:
+        """Note that these items, which were dealt one by one, have ended."""
+        for item in items:
+            self.on_done(item, 1)
+
+    def on_returned(self, start: int, stop: int) -> None:
         """Note that a batch came back."""
         self._given_back[start] = self._flying.pop(start)
 
@@ -89,3 +95,39 @@ class Stock:
         """Forget what is not under way."""
         self._fresh.clear()
         self._given_back.clear()
+
+
+class StockByItem(Stock):
+    """The same where items that were dealt together end, or come back, one by one: a group of workers has them."""
+
+    def __init__(self, source: range | None) -> None:
+        super().__init__(source)
+        self._under_way: dict[int, Any] = {}  # not those of a range, which are where they were
+
+    def deal(self, start: int, stop: int) -> Sequence[Any]:
+        """Return items from `start` up to, not including, `stop`, which are under way now."""
+        items = self._take(start, stop)
+        if self._range is None:
+            self._under_way.update(zip(range(start, stop), items, strict=True))
+        return items
+
+    def on_done(self, start: int, n_done: int) -> None:
+        """Note that items have ended."""
+        self.on_all_done(range(start, start + n_done))
+
+    def on_all_done(self, items: Iterable[int]) -> None:
+        """Note that these items have ended."""
+        if self._range is None:
+            deque(map(self._under_way.pop, items, repeat(None)), 0)  # runs through
+
+    def on_returned(self, start: int, stop: int) -> None:
+        """Note that items came back."""
+        if self._range is None:
+            self._given_back[start] = [self._under_way.pop(item) for item in range(start, stop)]
+        else:
+            self._given_back[start] = self._range[start:stop]
+
+    def on_failed(self, item: int) -> None:
+        """Forget an item that was dealt alone, or came back, with whatever others."""
+        self._under_way.pop(item, None)
+        super().on_failed(item)

@@ -13,9 +13,9 @@ from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._placed import PlacedTask, PlacedTasks
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.functions import KnownFunction
-from taskfarm.runtime.jobs import Initializer, Parcel
+from taskfarm.runtime.jobs import Initializer, Parcel, Pieces
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.results import Results
+from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import exception_of
 from taskfarm.scheduling.pacing import RETRIES
 from taskfarm.wire.codec import Packed
@@ -193,6 +193,23 @@ class TaskJob:
         needs = () if task.known is None else (task.known,)
         limits = () if task.options is None else task.options.limits
         return Parcel(task.body, task.buffers, _ONE_TASK, needs, task.borrows, limits)
+
+    def pack_pieces(self, start: int, stop: int, size: int) -> Pieces | None:
+        tasks = [self._tasks[index] for index in range(start, stop)]
+        begun = [task.begin() for task in tasks]
+        if not any(begun):
+            for index in range(start, stop):
+                del self._tasks[index]
+            return None
+        buffers = [buffer for task in tasks for buffer in task.buffers]
+        counts = [len(task.buffers) for task in tasks] if buffers else []
+        needs = {task.known.number: task.known for task in tasks if task.known is not None}
+        bodies = [bytes(task.body) for task in tasks]
+        return Pieces(1, stop - start, _ONE_TASK, bodies, counts, buffers, list(needs.values()))
+
+    def on_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
+        for item, body in zip(items, bodies, strict=True):
+            self.on_results(item, Results(1, body, (), ReplyOption.VALUE))
 
     def on_results(self, start: int, results: Results) -> None:
         if not results.n:

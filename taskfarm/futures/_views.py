@@ -57,7 +57,8 @@ class HasOptions:
         retries : int
             How often a task is tried again whose attempt was lost with the process that ran it; 3 by default.
         retry_on : exception class or iterable of them
-            Failures that are tried again, too, at once and on the same worker. With `taskfarm.TaskTimeoutError`, so are
+            Failures that are tried again, too: at once and on the same worker; those of a task of several ranks on all
+            of them. The exception has to be one that can be pickled. With `taskfarm.TaskTimeoutError`, so are
             tasks that were killed because of `timeout_s`. None by default.
 
         Returns
@@ -139,9 +140,17 @@ class ExecutorView(HasOptions):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        key: Callable[..., Any] | None = None,
     ) -> Iterator[T]:
         """As `Executor.map`; where the options ask for a place, each item is a task of its own, and leaves alone."""
-        return self._map(fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, in_order=True)
+        if len(iterables) == 1 and not self.options.is_placed:  # known to a journal as it is to that of `Executor.map`
+            return self._executor._map(
+                fn, iterables[0], False, timeout, chunksize, buffersize,
+                in_order=True, options=self.options, journal=journal, key=key,
+            )  # fmt: skip
+        items = zip(*iterables, strict=False)
+        return self._map(fn, items, timeout, chunksize, buffersize, in_order=True, journal=journal, key=key)
 
     def map_unordered(
         self,
@@ -203,10 +212,26 @@ class ExecutorView(HasOptions):
         buffersize: int | None,
         *,
         in_order: bool,
+        journal: str | os.PathLike[str] | None = None,
+        key: Callable[..., Any] | None = None,
     ) -> Iterator[T]:
-        if not self.options.is_placed:  # the items leave in batches
+        options = self.options
+        if not options.is_placed:  # the items leave in batches
             return self._executor._map(
-                fn, items, True, timeout, chunksize, buffersize, in_order=in_order, options=self.options
+                fn,
+                items,
+                True,
+                timeout,
+                chunksize,
+                buffersize,
+                in_order=in_order,
+                options=options,
+                journal=journal,
+                key=key,
+            )
+        if journal is not None or key is not None:
+            raise UsageError(
+                f"journal={journal!r}: results of tasks with ranks, hosts or tags are not kept; leave it out"
             )
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         _check_sizes(chunksize, buffersize)

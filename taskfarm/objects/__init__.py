@@ -24,6 +24,7 @@ from taskfarm.objects._calls import (
     launch_event_loop,
     on_error,
     quit,  # noqa: A004 - the name that callers know
+    time_limit,
 )
 from taskfarm.objects._glue import watch_for_host
 from taskfarm.objects._helpers import (
@@ -73,6 +74,7 @@ __all__ = [
     "run_code",
     "scatter_rows",
     "size",
+    "time_limit",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,9 +13,20 @@ from taskfarm.errors import UsageError
 from taskfarm.objects import _glue
 from taskfarm.objects._live import loop_runs
 from taskfarm.runtime import ending
+from taskfarm.runtime.call_limits import run_alone
+from taskfarm.runtime.runner import describe
 from taskfarm.runtime.session import Phase, Session, current, enter
 
-__all__ = ["call", "call_all", "event_loop", "event_loop_settings", "launch_event_loop", "on_error", "quit"]
+__all__ = [
+    "call",
+    "call_all",
+    "event_loop",
+    "event_loop_settings",
+    "launch_event_loop",
+    "on_error",
+    "quit",
+    "time_limit",
+]
 
 MAX_NAMED = 10  # objects that the warning of `quit` names
 
@@ -58,6 +70,35 @@ def on_error(mode: str) -> Iterator[None]:
         yield
     finally:
         _set_on_error(session, before)
+
+
+@contextlib.contextmanager
+def time_limit(limit_s: float | None) -> Iterator[None]:
+    """Set within a ``with`` block how long each collective call may take, or the job ends.
+
+    A rank of a collective call can be anywhere, also inside a collective operation with the others, so nothing less
+    than the job can be ended safely. It ends with status 75, and an error that names the call and the ranks that have
+    not left it, with their stacks.
+
+    Parameters
+    ----------
+    limit_s : float or None
+        Seconds from the moment at which a call is sent until the last rank has left it; what a rank is late with from
+        calls before it counts, too. None for no limit.
+
+    Raises
+    ------
+    UsageError
+        If it is no number of seconds above 0.
+    """
+    if limit_s is not None and not (isinstance(limit_s, (int, float)) and 0 < limit_s < math.inf):
+        raise UsageError(f"time_limit({limit_s!r}): give a number of seconds above 0, or None for no limit")
+    limits = current().call_limits
+    before, limits.limit_s = limits.limit_s, limit_s
+    try:
+        yield
+    finally:
+        limits.limit_s = before
 
 
 def launch_event_loop() -> None:
@@ -161,7 +202,11 @@ def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
     session.check_caller("call()")
     if session.size == 1:
         session.registry.forget_dead()
-        result = fn(*args, **kwargs)
+        limit_s = session.call_limits.limit_s
+        if limit_s is None:
+            result = fn(*args, **kwargs)
+        else:
+            result = run_alone(limit_s, f"call ({describe(fn)})", session.end_stuck_job, fn, *args, **kwargs)
         return [result] if values else result
     _open(session)
     if session.controller is None:

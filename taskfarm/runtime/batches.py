@@ -44,6 +44,7 @@ SLICE_S = 50e-6  # between two looks at the clock, which cost 0.3 us
 # Hot path: see `taskfarm.fast`.
 _LONG, _FRESH, _ONE_TASK = int(BatchOption.LONG), int(BatchOption.FRESH), int(BatchOption.ONE_TASK)
 _TASKS, _CHUNKS, _STAR = int(BatchOption.TASKS), int(BatchOption.CHUNKS), int(BatchOption.STAR)
+_PIECES = int(BatchOption.PIECES)
 SEND_PATIENCE_S = 5e-3  # for a reply that rank 0 does not take; a next batch may be long, and MPI would not move it
 
 
@@ -141,9 +142,15 @@ class BatchRunner:
         self._progress = progress
         self._jobs: dict[int, _Job] = {}
         self._kept: dict[int, list[object]] = {}
+        self._feeder = 0
         self._give_back_s = give_back_s(transport.size - 1)
         self._ended = self._clock()
         self._late = False  # the last batch took much longer than rank 0 had expected
+
+    def set_feeder(self, rank: int, n_workers: int) -> None:
+        """Note who sends batches and gets the replies; the more workers it feeds, the longer are batches."""
+        self._feeder = rank
+        self._give_back_s = give_back_s(n_workers)
 
     # Jobs
 
@@ -209,7 +216,7 @@ class BatchRunner:
         if option == _ONE_TASK:
             items = [(frame.body, frame.buffers, self)]
         else:
-            read = _read_tasks if option & _TASKS else unpack
+            read = _read_tasks if option & _TASKS else _read_pieces if option & _PIECES else unpack
             outcome = self._run_user_code(read, *self._source(frame))
             if outcome.exception is not None:
                 failure = self._encode(outcome.exception)
@@ -236,6 +243,8 @@ class BatchRunner:
     def _source(self, frame: Frame) -> tuple[Any, ...]:
         if frame.option & _TASKS:
             return frame.body, frame.buffers, bool(frame.option & BatchOption.BUFFERS), self
+        if frame.option & _PIECES:
+            return frame.body, frame.buffers, bool(frame.option & _CHUNKS)
         return frame.body, frame.buffers
 
     def call_task(self, body: Buffer, buffers: Sequence[Buffer]) -> Any:
@@ -274,7 +283,7 @@ class BatchRunner:
         self, number: int, n_done: int, option: int, times: tuple[float, float], body: bytes, buffers: Sequence[Buffer]
     ) -> None:
         frame = Frame(Kind.BATCH_DONE, number, n_done, option, _TIMES.pack(*times) + body, buffers)
-        self._transport.send(0, frame, borrowed=True)
+        self._transport.send(self._feeder, frame, borrowed=True)
         if buffers:  # the next task may change the arrays
             self._complete_sends(math.inf)
         elif self._transport.n_unsent:
@@ -338,6 +347,21 @@ def _read_tasks(body: Buffer, buffers: Sequence[Buffer], with_buffers: bool, run
         tasks.append((part, buffers[first : first + n], runner))
         first += n
     return tasks
+
+
+def _read_pieces(body: Buffer, buffers: Sequence[Buffer], in_chunks: bool) -> Any:
+    """Return the items of a batch that is made of pieces; with the size of chunks if they come in these."""
+    items: list[Any] = []
+    first, unit = 0, 1
+    for part, n_items, n_buffers in unpack(body):
+        piece = unpack(part, buffers[first : first + n_buffers])
+        first += n_buffers
+        if in_chunks:
+            piece, unit = piece
+        elif n_items == 1:
+            piece = [piece]
+        items.extend(piece)
+    return (items, unit) if in_chunks else items
 
 
 def call_task(task: _Task) -> Any:

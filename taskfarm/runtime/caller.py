@@ -17,6 +17,7 @@ import numpy as np
 from taskfarm.config import OnError
 from taskfarm.errors import ProtocolError, RankFailure, RemoteError, WorkerLostError
 from taskfarm.fast import new_tuple
+from taskfarm.runtime.call_limits import run_within
 from taskfarm.runtime.endpoint import Endpoint, Surroundings
 from taskfarm.runtime.options import CallOption
 from taskfarm.runtime.runner import decode_failure, describe, failure_of, run
@@ -71,6 +72,7 @@ class Caller:
         self._children = children(0, endpoint.transport.size)
         self._watched = False
         self.has_workers = bool(workers)
+        self._limits = surroundings.call_limits
         self._values: dict[int, dict[int, Frame]] = {}
         self._lost: dict[int, str] = {}
 
@@ -133,7 +135,12 @@ class Caller:
         """
         self._prepare()
         self._check_complete()
-        packed = pack_work("call", fn, args, kwargs)
+        limit_s = self._limits.limit_s
+        packed = (
+            pack_work("call", fn, args, kwargs)
+            if limit_s is None
+            else pack_work("call", run_within, (limit_s, False, fn, *args), kwargs)
+        )
         if not self._watched:
             self._watched = True
             self._endpoint.watch()
@@ -148,7 +155,10 @@ class Caller:
             option = CallOption.REPORT if mode is OnError.WAIT else CallOption.PRINT
         body, buffers = packed
         frame = new_tuple(Frame, (_CALL, number, counter, option, body, buffers))
-        result = self._send_and_run(frame, fn, args, kwargs)
+        if limit_s is None:
+            result = self._send_and_run(frame, fn, args, kwargs)
+        else:
+            result = self._send_and_run_within(limit_s, frame, fn, args, kwargs)
         if not option & _REPORT:
             return result
         self._endpoint.serve_until(lambda: not self.book.behind(number))
@@ -188,6 +198,17 @@ class Caller:
         self._return_to(outer)
         self.book.on_local_end(number, self._registry.counter, raised=False)
         return result
+
+    def _send_and_run_within(
+        self, limit_s: float, frame: Frame, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Do as `_send_and_run`, for a call that has to end within `limit_s` seconds from now on."""
+        number = frame.a
+        self._limits.begin(number, limit_s, describe(fn), self.book.done_everywhere, time.monotonic())
+        try:
+            return self._send_and_run(frame, run_within, (limit_s, True, fn, *args), kwargs)
+        finally:
+            self._limits.left(number)
 
     def _return_to(self, outer: int) -> None:
         self._endpoint.current_call = outer

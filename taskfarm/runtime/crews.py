@@ -13,16 +13,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from taskfarm.errors import UsageError, WorkerLostError
+from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.ending import leave_if_threads_stay
 from taskfarm.runtime.pump import Pump
+from taskfarm.runtime.relay_crew import RelayCrew
 from taskfarm.runtime.runner import flush_output, print_error
 from taskfarm.runtime.session import STUCK_STATUS, Phase, Session, current
 from taskfarm.runtime.surroundings import expected_world_size
+from taskfarm.scheduling.grouping import form_groups, group_size
 
 __all__ = [
     "COMM_ROOT_KEY",
@@ -230,11 +233,32 @@ def _hall_of_ranks(session: Session) -> Hall:
     alive = [rank for rank in range(1, session.size) if rank not in controller.lost]
     if not alive:
         raise WorkerLostError("an executor needs a worker, and all of them have died", tuple(controller.lost))
-    crew = Crew(controller, alive)
+    crew = _crew_of(alive, session, controller)
     hall = Hall(session, crew)
     controller.before_end = hall.close
     logger.info("rank 0: the executor's workers are %d MPI ranks", len(crew.workers))
     return hall
+
+
+def _crew_of(workers: Sequence[int], session: Session, controller: Controller) -> Crew:
+    """Return a crew of the ranks `workers`, in groups if they are many or the user wants it."""
+    size = group_size(len(workers), session.config.group_size)
+    hindrance = "with isolated tasks" if session.isolated else ""
+    if session.lifeline is not None:
+        hindrance = "in a job that survives deaths"
+    if size and hindrance:  # who feeds a group could not tell rank 0 of lost attempts
+        if session.config.group_size:
+            raise UsageError(
+                f"TASKFARM_GROUP_SIZE={size}: there are no groups of workers {hindrance}; set TASKFARM_GROUP_SIZE=0"
+            )
+        text = "rank 0: %d workers, and there are no groups of workers %s; rank 0 feeds all of them itself"
+        logger.warning(text, len(workers), hindrance)
+        size = 0
+    groups = form_groups({rank: controller.hosts[rank] for rank in workers}, size) if size else {}
+    if not groups:
+        return Crew(controller, workers)
+    logger.info("rank 0: %d groups of workers, each with a controller of its own", len(groups))
+    return RelayCrew(controller, groups)
 
 
 def _hall_of_processes(session: Session, wanted: int | None) -> Hall:

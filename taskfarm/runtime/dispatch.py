@@ -34,6 +34,8 @@ _APART, _LATE, _LONG, _FRESH = ReplyOption.APART, ReplyOption.LATE, int(BatchOpt
 class Dispatch:
     """The jobs, and what is under way of them; see `taskfarm.runtime.crew.Crew` for the parameters."""
 
+    has_groups = False  # controllers of their own between rank 0 and the workers
+
     def __init__(self, controller: Controller, workers: Sequence[int], clock: Clock) -> None:
         self.controller = controller
         self.clock = clock
@@ -91,6 +93,16 @@ class Dispatch:
             self.broken = WorkerLostError("no worker is left", self.workers)
             for job in list(self._jobs.values()):
                 job.on_broken(WorkerLostError("no worker is left", self.workers))
+
+    @property
+    def busy_workers(self) -> set[int]:
+        """Workers that have something to do; from any thread."""
+        return {batch.worker for batch in list(self.dealer.flying.values())} | self.desk.busy_workers()
+
+    @property
+    def n_in_hand(self) -> int:
+        """Number of items that workers have; from any thread."""
+        return sum(batch.stop - batch.start for batch in list(self.dealer.flying.values()))
 
     def send_batches(self) -> None:
         """Send what should be under way now."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from taskfarm.runtime.session import Session
     from taskfarm.transport.world import World
 
-__all__ = ["install", "leave", "leave_if_threads_stay", "own_status", "report_late"]
+__all__ = ["has_begun", "install", "leave", "leave_if_threads_stay", "own_status", "report_late"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,14 @@ def own_status(status: int) -> int:
     """
     session = _current_session()
     return 0 if session is not None and session.exit_status is None and _was_sent_away(session) else status
+
+
+def has_begun() -> bool:
+    """Tell whether this process has met the other ranks."""
+    from taskfarm.runtime.session import Phase
+
+    session = _current_session()
+    return session is not None and session.phase is not Phase.IDLE
 
 
 def _was_sent_away(session: Session) -> bool:

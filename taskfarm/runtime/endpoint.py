@@ -7,7 +7,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from struct import Struct
 from typing import Any
@@ -16,6 +16,7 @@ from taskfarm.config import Config
 from taskfarm.errors import ProtocolError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime.arrays import ArrayExchange
+from taskfarm.runtime.call_limits import CallLimits
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.vitals import no_marks
 from taskfarm.scheduling.mailbox import Letter, Mailbox
@@ -65,6 +66,8 @@ class Surroundings:
         Returns how often this rank has used the user's communicator.
     start_watch : callable
         Starts the watch channel; returns a function to be told of (call number, text) when this rank raises in a call.
+    call_limits : CallLimits
+        How long calls may take.
     """
 
     host: str
@@ -73,6 +76,7 @@ class Surroundings:
     renew_comm: Callable[[], None]
     n_comm_entries: Callable[[], int]
     start_watch: Callable[[], ReportFailure]
+    call_limits: CallLimits = field(default_factory=CallLimits)
 
     @classmethod
     def without_calls(cls, registry: Registry, config: Config) -> Surroundings:

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from struct import Struct
@@ -28,7 +29,8 @@ SIGNAL = Struct("<cQi")  # b"S", the child's number, the signal
 ENDED = Struct("<Qi")  # the child's number, its wait status
 _MAX_MESSAGE_BYTES = 64
 _DESCRIPTORS_BYTES = socket.CMSG_SPACE(2 * array.array("i").itemsize)
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+ORPHANS_S = 1.0  # for what the last child has left behind to end
 OOM_SCORE_ADJ = b"300"  # of 1000: where memory runs out, the kernel should rather end a child than the rank
 LAUNCHER_DESCRIPTOR = "PMI_FD"  # MPICH, Intel: the launcher takes its end for the rank's
 
@@ -50,12 +52,16 @@ class Server:
         self._sock = sock
         self._child_main = child_main
         self._numbers: dict[int, int] = {}  # by process number
+        self._orphans: set[int] = set()  # that were killed and have not ended
         self._ending = False
 
     def run(self, parent: int) -> None:
         """Serve until the rank, process `parent`, is gone."""
         os.setsid()
         _let_go_of_the_launcher()
+        _read_nothing()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # whatever a task starts cannot get away from here
         news, bell = socket.socketpair()
         for end in (news, bell):
             end.setblocking(False)
@@ -88,6 +94,8 @@ class Server:
                 message, rights, _, _ = self._sock.recvmsg(_MAX_MESSAGE_BYTES, _DESCRIPTORS_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
+            except OSError:  # the rank has died, and had not read everything
+                return
             if not message:
                 return
             if message[:1] == b"F":
@@ -125,26 +133,51 @@ class Server:
         return self._child_main
 
     def _reap(self) -> None:
-        while self._numbers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if not pid:
                 return
             number = self._numbers.pop(pid, None)
             if number is not None:
                 if status:
                     _signal_group(pid, signal.SIGKILL)  # what the task has left behind
+                    self._kill_orphans()
                 self._tell(number, status)
+            elif pid in self._orphans:
+                self._orphans.discard(pid)
+                self._kill_orphans()  # those that it leaves
+
+    def _kill_orphans(self) -> None:
+        """Kill what has left the process group of a child that is gone; it is this process's child now."""
+        with contextlib.suppress(OSError), open("/proc/thread-self/children") as file:
+            for word in file.read().split():
+                pid = int(word)
+                if pid not in self._numbers and pid not in self._orphans:
+                    self._orphans.add(pid)
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
 
     def _tell(self, number: int, status: int) -> None:
         with contextlib.suppress(OSError):  # the rank is gone
             self._sock.send(ENDED.pack(number, status))
 
     def _kill_all(self) -> None:
+        if not self._numbers:
+            return
         for pid in self._numbers:
             _signal_group(pid, signal.SIGKILL)
-        for pid in self._numbers:
+        for pid in tuple(self._numbers):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+            del self._numbers[pid]
+        deadline = time.monotonic() + ORPHANS_S
+        self._kill_orphans()
+        while self._orphans and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(1e-3)
 
 
 def _become_child(parent: int, sock: int, page: int, server: Server) -> None:
@@ -197,6 +230,15 @@ def _let_go_of_the_launcher() -> None:
         with contextlib.suppress(OSError):
             nothing = os.open(os.devnull, os.O_RDWR)
             os.dup2(nothing, int(text))  # not closed: the number must not be used for something else
+            os.close(nothing)
+
+
+def _read_nothing() -> None:
+    """Have the standard input of tasks be empty: that of the rank may be a terminal, or a pipe that never ends."""
+    with contextlib.suppress(OSError):
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        if nothing:
+            os.dup2(nothing, 0)
             os.close(nothing)
 
 

@@ -16,6 +16,7 @@ senders ring), and for the child's socket. It wakes now and then only if the run
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -26,17 +27,18 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from taskfarm.errors import WorkerLostError
 from taskfarm.runtime.batches import encode_times
 from taskfarm.runtime.endpoint import Surroundings
 from taskfarm.runtime.limits import Limits, Sentence, read_limits
 from taskfarm.runtime.losses import LostItem, pack_loss
-from taskfarm.runtime.nursery import Child, Nursery, describe_status
+from taskfarm.runtime.nursery import Child, ForkServerLostError, Nursery, describe_status
 from taskfarm.runtime.options import LossCause, ResultWanted
+from taskfarm.runtime.page import Identity
 from taskfarm.runtime.results import ReplyOption
-from taskfarm.runtime.runner import encode_failure, failure_of
+from taskfarm.runtime.runner import encode_failure, failure_of, print_error
 from taskfarm.runtime.worker import Worker
 from taskfarm.transport.base import Incoming, Transport
 from taskfarm.transport.relay import SharedLink
@@ -46,7 +48,7 @@ from taskfarm.wire.frames import Frame, Kind
 if TYPE_CHECKING:
     from taskfarm.transport.world import PeerInfo
 
-__all__ = ["Identity", "IsolatedWorker"]
+__all__ = ["IsolatedWorker"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +56,8 @@ MAX_GIVEN = 2  # the child should find its next batch when it has done one
 MAX_SLEEP_S = 1.0  # whatever happens ends the sleep
 LOOK_EVERY_S = 5e-3  # at what the child is at, while items have time limits or are to be cancelled
 FIRST_WAIT_MS = 1  # for the child alone: short tasks need not announce that the rank sleeps, which takes 5 us
+SILENT_S = 1.0  # for a child that has closed its socket to end by itself; nobody can hear of it any more
 LEAVE_S = 1.0  # for a child that has been told to leave, before it is killed
-
-
-class Identity(NamedTuple):
-    """What a task child has to know of its rank."""
-
-    rank: int
-    size: int
-    host: str
-    peers: list[tuple[str, int, str]]  #: host, process and memory key, by rank; empty where only the executor uses it
-    path: list[str]
-    argv: list[str]
-    directory: str
-    environment: dict[str, str]
-    debug: int
 
 
 class IsolatedWorker(Worker):
@@ -102,6 +91,7 @@ class IsolatedWorker(Worker):
         self._limits = Limits()
         self._sentence: Sentence | None = None
         self._poll: select.poll | None = None  # for the child
+        self._silent_since = math.inf  # when the child closed its socket
         self._is_fresh = False  # whether the child has just been given work
         self._handlers.update(
             {
@@ -127,6 +117,9 @@ class IsolatedWorker(Worker):
                 if item is not None:
                     self.handle(*item)
                     del item
+        except ForkServerLostError as exc:
+            print_error(f"taskfarm: rank {self.transport.rank}: {exc}; the rank can run nothing any more, and ends")
+            os._exit(1)  # as if it had died: under a supervisor the others go on
         finally:
             self._dismiss_child()
 
@@ -149,9 +142,14 @@ class IsolatedWorker(Worker):
         return item
 
     def _descriptors(self) -> list[int]:
-        return [self._nursery.fileno()] if self._link is None else [self._nursery.fileno(), self._link.sock.fileno()]
+        link = self._link
+        hears = link is not None and link.is_open
+        return [self._nursery.fileno(), link.sock.fileno()] if link and hears else [self._nursery.fileno()]
 
     def _sleep_s(self) -> float:
+        if self._link is not None and not self._link.is_open:
+            self._judge_silence(time.monotonic())
+            return LOOK_EVERY_S
         if self._link is not None and self._link.unsent:
             return LOOK_EVERY_S
         first = self._given[0]
@@ -308,6 +306,14 @@ class IsolatedWorker(Worker):
         if self._sentence is not None:
             self._nursery.send_signal(self._child.number, signal.SIGKILL)
 
+    def _judge_silence(self, now: float) -> None:
+        """Kill a child that has closed its socket and lives on, as after ``os.closerange``."""
+        self._silent_since = min(self._silent_since, now)
+        if now - self._silent_since >= SILENT_S and self._child is not None and self._sentence is None:
+            text = "it had closed the descriptors by which its rank hears of it"
+            self._sentence = Sentence(LossCause.DEATH, text)
+            self._nursery.send_signal(self._child.number, signal.SIGKILL)
+
     def _on_child_ended(self, status: int) -> None:
         sentence, self._sentence = self._sentence, None
         child, link = self._child, self._link
@@ -319,6 +325,7 @@ class IsolatedWorker(Worker):
             link.close()
         child_page = child.page.read()
         self._child = self._link = self._poll = None
+        self._silent_since = math.inf
         self._renew_child()
         if self._given:
             lost = self._given.popleft()
@@ -327,7 +334,7 @@ class IsolatedWorker(Worker):
             if lost.kind is Kind.BATCH:
                 self._report_lost_batch(lost, child_page, sentence or Sentence(LossCause.DEATH, text))
             else:
-                self._report_lost_task(lost, text)
+                self._report_lost_task(lost, words)
         self._give()
 
     def _report_lost_batch(self, lost: Frame, page: tuple[int, int, float], sentence: Sentence) -> None:
@@ -367,16 +374,20 @@ class IsolatedWorker(Worker):
         """Let the child go, and end the fork server."""
         link, child = self._link, self._child
         if link is not None and child is not None:
-            link.put(0, Frame(Kind.QUIT))
-            deadline = time.monotonic() + LEAVE_S
-            poll = select.poll()
-            poll.register(self._nursery.fileno(), select.POLLIN)
-            while time.monotonic() < deadline:
-                link.push()
-                ended = self._nursery.next_ended()
-                if ended is not None and ended[0] == child.number:
-                    break
-                poll.poll(1e3 * max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(ForkServerLostError):  # the fork server is gone, and with it the child
+                self._see_off(link, child)
             link.close()
         self._child = self._link = None
         self._nursery.close()
+
+    def _see_off(self, link: SharedLink, child: Child) -> None:
+        link.put(0, Frame(Kind.QUIT))
+        deadline = time.monotonic() + LEAVE_S
+        poll = select.poll()
+        poll.register(self._nursery.fileno(), select.POLLIN)
+        while time.monotonic() < deadline:
+            link.push()
+            ended = self._nursery.next_ended()
+            if ended is not None and ended[0] == child.number:
+                break
+            poll.poll(1e3 * max(0.0, deadline - time.monotonic()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from taskfarm.errors import RankFailure
 from taskfarm.runtime.functions import KnownFunction
@@ -12,7 +12,7 @@ from taskfarm.runtime.results import Results
 from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
-__all__ = ["Initializer", "Job", "Parcel", "Supplied", "Supplies"]
+__all__ = ["Initializer", "Job", "Parcel", "Pieces", "Supplied", "Supplies"]
 
 
 class Parcel:
@@ -56,6 +56,32 @@ class Parcel:
         return len(self.body) + sum(map(len, self.buffers))
 
 
+class Pieces(NamedTuple):
+    """The content of a portion for a group of workers: pieces that are not opened on the way.
+
+    Attributes
+    ----------
+    size : int
+        Items of a piece; the last one may have fewer.
+    n : int
+        Items of all.
+    option : int
+        How they are packed (`BatchOption`). A piece of one item of a map without chunks is that item's pickle.
+    bodies, counts, buffers : sequence of bytes, of int, of bytes-like
+        A pickle for each piece, how many raw buffers it has (empty if none has any), and these.
+    needs : sequence of KnownFunction
+        Functions that the items name.
+    """
+
+    size: int
+    n: int
+    option: int
+    bodies: Sequence[bytes]
+    counts: Sequence[int] = ()
+    buffers: Sequence[Buffer] = ()
+    needs: Sequence[KnownFunction] = ()
+
+
 class Supplied(Protocol):
     """Work that needs a function, and an initializer to be run before; see `Job`."""
 
@@ -95,6 +121,12 @@ class Job(Protocol):
     def pack(self, start: int, stop: int) -> Parcel | None:
         """Return items as a batch, None if there is nothing left to do about them. May raise what pickling raises."""
 
+    def pack_pieces(self, start: int, stop: int, size: int) -> Pieces | None:
+        """Return items in pieces of `size`, for a group of workers; else as `pack`."""
+
+    def on_singles(self, items: Sequence[int], bodies: Sequence[bytes]) -> None:
+        """Take results of items that were run one by one, each pickled."""
+
     def on_results(self, start: int, results: Results) -> None:
         """Take the results of the items from `start` on; none, if a worker gives all of a batch back."""
 
@@ -112,11 +144,22 @@ class Job(Protocol):
 
 
 class Initializer:
-    """A function to be run once per worker, before the first item of any job that names it."""
+    """A function to be run once per worker, before the first item of any job that names it.
 
-    def __init__(self, number: int, packed: Packed) -> None:
+    Parameters
+    ----------
+    number : int
+        Its number.
+    packed : Packed
+        The call.
+    needs : object
+        Whatever must not go while a worker may still have to run it: handles of shared data.
+    """
+
+    def __init__(self, number: int, packed: Packed, needs: object = None) -> None:
         self.number = number
         self.packed = packed
+        self._needs = needs
 
 
 class Supplies:

@@ -19,6 +19,7 @@ from taskfarm.errors import UsageError
 from taskfarm.runtime.blas import thread_variables
 from taskfarm.runtime.libmpi import Family, MpiLibrary, RunCommand, SearchPaths, mpi_library, run_command
 from taskfarm.runtime.surroundings import (
+    OUTPOST_VARIABLE,
     default_ranks,
     expected_world_size,
     explain_mismatch,
@@ -153,7 +154,7 @@ def plan_launch(
     situation: Situation,
     *,
     tag_output: bool = False,
-    told: Sequence[str] = (),
+    survive: bool = False,
 ) -> LaunchPlan:
     """Decide how to run `program` (arguments of the interpreter) on every one of `n_ranks` ranks.
 
@@ -169,8 +170,8 @@ def plan_launch(
         What is known of the machine.
     tag_output : bool
         Have the launcher put the rank before each line that a rank prints.
-    told : sequence of str
-        Variables that will be set for the launcher, and that ranks on all hosts need.
+    survive : bool
+        Whether the job shall outlive ranks.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def plan_launch(
         If mpi4py or an MPI library or a fitting launcher is missing, or `mpiexec` is not one that fits.
     """
     library = mpi_library(situation.paths, situation.environ, situation.run)
-    launcher = choose_launcher(library, mpiexec, situation)
+    launcher = choose_launcher(library, mpiexec, situation, survive=survive)
     n = default_ranks(situation.environ, situation.cores) if n_ranks is None else n_ranks
     added: dict[str, str] = {}
     flags: list[str] = []
@@ -190,6 +191,7 @@ def plan_launch(
         added = _open_mpi_environment(launcher, n, situation)
     one_host = not launcher.is_srun and _is_one_host(launcher, situation)
     if launcher.family is Family.OPENMPI and not launcher.is_srun and not one_host:  # others pass on everything
+        told = [OUTPOST_VARIABLE] * survive  # set when it is started
         names = sorted({*told, *(name for name in situation.environ if name.startswith("TASKFARM_"))})
         flags += [word for name in names for word in ("-x", name)]
     if one_host:  # Slurm gives every rank its own cores
@@ -227,8 +229,12 @@ def _tagging(launcher: Launcher) -> list[str]:
 # Finding the launcher
 
 
-def choose_launcher(library: MpiLibrary, mpiexec: str | None, situation: Situation) -> Launcher:
+def choose_launcher(
+    library: MpiLibrary, mpiexec: str | None, situation: Situation, *, survive: bool = False
+) -> Launcher:
     """Return the launcher that fits `library`: the user's, Slurm's, the one beside the library, the first on PATH.
+
+    Not Slurm's for a job of Open MPI that shall `survive` the death of ranks: its PMIx plug-in ends the whole step.
 
     Raises
     ------
@@ -239,10 +245,12 @@ def choose_launcher(library: MpiLibrary, mpiexec: str | None, situation: Situati
         return _users_launcher(library, mpiexec, situation)
     rejected: list[str] = []
     if "SLURM_JOB_ID" in situation.environ:
-        srun = _srun(library, situation)
-        if srun is not None:
+        if survive and library.family is Family.OPENMPI:
+            rejected.append("srun (which ends a job of Open MPI with the first rank that dies)")
+        elif (srun := _srun(library, situation)) is not None:
             return srun
-        rejected.append("srun (not there, or without the plug-in for this MPI)")
+        else:
+            rejected.append("srun (not there, or without the plug-in for this MPI)")
     unsure: Launcher | None = None
     for path, source in _candidates(library, situation):
         launcher = _identify((path,), source, situation)
@@ -354,7 +362,8 @@ def _open_mpi_environment(launcher: Launcher, n_ranks: int, situation: Situation
         wanted |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     # It counts physical cores and refuses more ranks; rank 0 mostly waits, so one more than cores is the normal case.
     if modern:
-        wanted["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+        # By slot: without that word Open MPI 5.0.11 puts all ranks on the first host of a Slurm job.
+        wanted["PRTE_MCA_rmaps_default_mapping_policy"] = "slot:oversubscribe"
     else:
         wanted["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
     if n_ranks > situation.cores:

@@ -1,7 +1,8 @@
 """The live view: one line at the bottom of the terminal that says how far the farm is, renewed twice a second.
 
 Launchers give their ranks pipes instead of the terminal. So ``taskfarm run --watch``, which sees the terminal, tells
-rank 0 its name, and rank 0 writes to it where it is on the same host. Nothing is sent: rank 0 knows all that it shows.
+rank 0 its name, and rank 0 writes to it where it is on the same host. Nothing is sent but the memory of other hosts:
+rank 0 knows all else that it shows.
 """
 
 from __future__ import annotations
@@ -9,30 +10,34 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import sys
+import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from taskfarm.runtime.controller import Controller
+from taskfarm.runtime.host_memory import HostMemory, report_memory
 from taskfarm.scheduling.farm import SlotState
 
-__all__ = ["HostLoad", "LiveView", "Load", "load_of", "start_view", "status_line"]
+if TYPE_CHECKING:
+    from taskfarm.transport.world import Opened
+
+__all__ = ["HostLoad", "LiveView", "Load", "load_of", "start_view", "status_line", "watch"]
 
 INTERVAL_S = 0.5
 WINDOW_S = 10.0  # over which the rate is taken
 _NO_WIDTH = 80  # where the terminal does not say
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class HostLoad(NamedTuple):
-    """The workers of one host: how many, how many of them are busy, and how many are gone."""
+    """The workers of one host: how many, how many are busy, how many are gone; bytes of its ranks, 0 if unknown."""
 
     n_workers: int
     n_busy: int
     n_lost: int
+    memory_bytes: int = 0
 
 
 class Load(NamedTuple):
@@ -46,34 +51,31 @@ class Load(NamedTuple):
         By name.
     call : int
         Number of the collective call that rank 0 is inside of, 0 for none.
-    memory_bytes : int
-        Of the ranks on rank 0's host; 0 if unknown.
     """
 
     n_done: int
     n_ahead: int
     hosts: Mapping[str, HostLoad]
     call: int = 0
-    memory_bytes: int = 0
 
 
-def load_of(controller: Controller, hosts: Mapping[int, str], memory_bytes: int = 0) -> Load:
-    """Return what `controller` knows; from any thread, while others change it."""
+def load_of(controller: Controller, hosts: Mapping[int, str], memory: Mapping[str, int] | None = None) -> Load:
+    """Return what `controller` knows, with the bytes of each host; from any thread, while others change it."""
     farm, crew = controller.farm, controller.crew
     slots = farm.slots()
     busy = {rank for rank, state in slots.items() if state is SlotState.BUSY}
     n_done, n_ahead = farm.n_ended, farm.n_running
     if crew is not None:
-        flying = list(crew.dealer.flying.values())
-        busy |= {batch.worker for batch in flying} | crew.desk.busy_workers()
+        busy |= crew.busy_workers
         n_done += crew.n_done
         n_ahead += sum(map(crew.dealer.n_waiting, list(crew.job_numbers)))
-        n_ahead += sum(batch.stop - batch.start for batch in flying) + crew.desk.n_ahead
+        n_ahead += crew.n_in_hand + crew.desk.n_ahead
     workers = Counter(hosts.values())
     n_busy = Counter(hosts[rank] for rank in busy)
     n_lost = Counter(hosts[rank] for rank, state in slots.items() if state is SlotState.LOST)
-    loads = {host: HostLoad(n, n_busy[host], n_lost[host]) for host, n in workers.items()}
-    return Load(n_done, n_ahead, loads, controller.current_call, memory_bytes)
+    memory = memory or {}
+    loads = {host: HostLoad(n, n_busy[host], n_lost[host], memory.get(host, 0)) for host, n in workers.items()}
+    return Load(n_done, n_ahead, loads, controller.current_call)
 
 
 def status_line(load: Load, elapsed_s: float, rate: float, width: int) -> str:
@@ -91,16 +93,27 @@ def status_line(load: Load, elapsed_s: float, rate: float, width: int) -> str:
     if load.n_ahead:
         left = f", {_clock(load.n_ahead / rate)} left" if rate else ""
         parts.append(f"{load.n_ahead:,} ahead{left}")
-    if load.memory_bytes:
-        parts.append(f"{load.memory_bytes / 1e9:.1f} GB here")
+    total = sum(host.memory_bytes for host in load.hosts.values())
+    if total:
+        parts.append(_gigabytes(total))
     if len(load.hosts) > 1:
-        parts += [f"{host.partition('.')[0]} {one.n_busy}/{one.n_workers}" for host, one in sorted(load.hosts.items())]
+        parts += [_host_part(host.partition(".")[0], one) for host, one in sorted(load.hosts.items())]
     line = parts[0]
     for part in parts[1:]:
         if len(line) + len(part) + 3 >= width:
             return (line + " ...")[: width - 1]
         line += f" | {part}"
     return line[: width - 1]
+
+
+def _host_part(name: str, load: HostLoad) -> str:
+    lost = f" {load.n_lost} LOST" if load.n_lost else ""
+    memory = f" {_gigabytes(load.memory_bytes)}" if load.memory_bytes else ""
+    return f"{name} {load.n_busy}/{load.n_workers}{lost}{memory}"
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"
 
 
 def _clock(seconds: float) -> str:
@@ -158,25 +171,24 @@ class LiveView:
             self._terminal.flush()
 
 
-def start_view(name: str, controller: Controller, hosts: Mapping[int, str]) -> None:
-    """Show the farm of `controller` on the terminal `name`, if this process can reach it."""
+def start_view(name: str, controller: Controller, hosts: Mapping[int, str], memory: HostMemory | None = None) -> None:
+    """Show the farm of `controller` on the terminal `name` (``host:path``, or a path), if this process can reach it."""
+    host, colon, path = name.rpartition(":")
+    if colon and host != socket.gethostname():
+        return  # a terminal of that name may well be here, but it is somebody else's
     try:
-        terminal = open(name, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+        terminal = open(path, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     except OSError:
         return
     if not terminal.isatty():
         terminal.close()
     else:
-        LiveView(lambda: load_of(controller, hosts, _memory_here()), terminal).start()
+        LiveView(lambda: load_of(controller, hosts, memory.by_host() if memory else None), terminal).start()
 
 
-def _memory_here() -> int:
-    """Return the resident memory of the ranks on this host, in bytes; 0 if the system does not tell."""
-    session = getattr(sys.modules.get("taskfarm.runtime.session"), "_session", None)
-    peers: Sequence[Any] = session.peers if session is not None else ()
-    total = 0
-    for peer in peers:
-        if peer.host == peers[0].host:
-            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{peer.pid}/statm") as file:
-                total += int(file.read().split()[1]) * _PAGE_BYTES
-    return total
+def watch(name: str, rank: int, controller: Controller | None, hosts: Mapping[int, str], opened: Opened) -> None:
+    """Do this rank's part: rank 0 shows the view, one rank of every other host tells of its memory."""
+    if controller is not None:
+        start_view(name, controller, hosts, HostMemory(opened))
+    else:
+        report_memory(rank, opened)

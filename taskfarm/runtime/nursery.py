@@ -10,7 +10,8 @@ the rank how they ended. All talk goes over one socket (``SOCK_SEQPACKET``, whol
 Who dies with whom: the server ends when the rank's end of the socket is closed, or when the kernel tells it that its
 parent has died; it kills all children then. A child is killed by the kernel when the server dies. The server leads a
 session of its own, so that a launcher which kills the rank's process group leaves it the moment to do that; each child
-leads a process group, so that what a task started dies with a child that is killed.
+leads a process group, so that what a task started dies with a child that is killed; what has left the group becomes
+the server's own child then, which kills it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ from taskfarm.runtime.page import Page
 from taskfarm.runtime.runner import flush_output
 from taskfarm.transport.shared import can_share
 
-__all__ = ["Child", "Nursery", "check_possible", "describe_status"]
+__all__ = ["Child", "ForkServerLostError", "Nursery", "check_possible", "describe_status"]
 
 _MAX_MESSAGE_BYTES = 64
+
+
+class ForkServerLostError(WorkerLostError):
+    """Raised where the fork server is gone, without which a rank can run nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Nursery:
         try:
             self._sock.sendmsg([message], rights)
         except OSError as exc:
-            raise WorkerLostError(f"the fork server of this rank's task children is gone ({exc})") from exc
+            raise ForkServerLostError(f"the fork server of this rank's task children is gone ({exc})") from exc
         finally:
             self._sock.setblocking(False)
 
@@ -117,7 +122,7 @@ class Nursery:
 
         Raises
         ------
-        WorkerLostError
+        ForkServerLostError
             If the fork server itself is gone.
         """
         try:
@@ -127,7 +132,7 @@ class Nursery:
         except OSError:
             message = b""
         if not message:
-            raise WorkerLostError("the fork server of this rank's task children is gone")
+            raise ForkServerLostError("the fork server of this rank's task children is gone")
         number, status = ENDED.unpack(message)
         return number, status
 

@@ -60,6 +60,7 @@ class BatchOption(IntEnum):
     ONE_TASK = 16  #: the body is the pickle of a single task
     LONG = 32  #: the batch is expected to take long
     FRESH = 64  #: rank 0 knows that the worker was late
+    PIECES = 128  #: pieces of a portion, each with the numbers of its items and of its raw buffers
 
 
 class TeamReply(IntEnum):

@@ -5,10 +5,25 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+from typing import NamedTuple
 
 from taskfarm.runtime.batches import NOTHING_RUN
 
-__all__ = ["Page"]
+__all__ = ["Identity", "Page"]
+
+
+class Identity(NamedTuple):
+    """What a task child has to know of its rank."""
+
+    rank: int
+    size: int
+    host: str
+    peers: list[tuple[str, int, str]]  #: host, process and memory key, by rank; empty where only the executor uses it
+    path: list[str]
+    argv: list[str]
+    directory: str
+    environment: dict[str, str]
+    debug: int
 
 
 class Page:

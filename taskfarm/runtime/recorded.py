@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 # For the clock of each worker, whom the first ones may wake: more of them while the best answer is worse than good.
 MIN_QUESTIONS, MAX_QUESTIONS = 8, 40
 GOOD_NS = 25_000
-CLOCK_S = 2.0  # for all of them; who is busy at the start is asked again at the end
+CLOCK_S = 2.0  # for all of them at the start; who is busy then is asked again at the end
+END_CLOCK_S, MIN_CLOCK_S = 10.0, 0.02  # for all of them at the end, and for each: 1000 ranks are not kept waiting long
 HAND_IN_S = 30.0  # one worker's recording: 100,000 spans are 3.4 MB, packed in 0.05 s
 # Spans of tiny items of a map would take longer than the items: after so many, such a job has spans of batches only.
 TINY_NS = 10_000
@@ -292,15 +293,16 @@ class RecordedController(Controller):
 
     def _write(self, deadline: float) -> None:
         """Collect what the workers recorded, one after the other, and write the file."""
-        own = self._recorder.recording()  # what follows is not part of the program
+        own, ended = self._recorder.recording(), self._recorder.clock()  # what follows is not part of the program
         absent = sorted(self.lost)
         try:
-            with TraceFile(self._path, self.transport.size) as file:
+            with TraceFile(self._path, self.transport.size, ended) as file:
                 file.add(own, [])
+                clock_s = max(MIN_CLOCK_S, min(CLOCK_S, END_CLOCK_S / self.transport.size))
                 for rank in list(self._workers):
                     recording = None
                     if rank not in self._byes:  # it is known to be gone
-                        self._read_clock(rank, time.monotonic() + CLOCK_S)
+                        self._read_clock(rank, time.monotonic() + clock_s)
                         recording = self._collect(rank, deadline)
                     if recording is None:
                         absent.append(rank)

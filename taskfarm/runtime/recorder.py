@@ -2,8 +2,9 @@
 
 A span is a plain tuple, since one is made per task. When more than `MAX_SPANS` are here, neighbours on the same track
 that lie together within the *resolution* become one span with a count and the sum of their times; the resolution
-doubles until half of the places are free. So spans longer than the resolution stay as they are, sums stay exact, and
-the trace says what its resolution is.
+doubles until half of the places are free. From then on each track has an *open* span, a list, into which the next ones
+go as long as they lie within the resolution: a span that comes late costs no place, and no more than an early one. So
+spans longer than the resolution stay as they are, sums stay exact, and the trace says what its resolution is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from itertools import islice
+from types import FunctionType
 from typing import Any, NamedTuple
+
+from taskfarm.runtime.call_limits import run_within
 
 __all__ = [
     "MAX_MARKS",
@@ -93,6 +96,11 @@ class Span(NamedTuple):
 
 
 Row = tuple[Any, ...]  # the fields of a span; a named tuple would take three times as long to make and to pickle
+
+# An open span is a list of the same fields, and the longest of those that went into it.
+_TRACK, _NAME, _START, _END, _N, _BUSY, _SIZE, _, _LONGEST = range(9)
+_NEVER = 1 << 63
+_NONE_OPEN: list[Any] = [0, "", 0, _NEVER, 0, 0, 0, 0, 0]  # nothing begins behind its end; never changed
 
 
 class Mark(NamedTuple):
@@ -171,16 +179,34 @@ class Recorder:
         self.sent = [0, 0]
         self.received = [0, 0]
         self._max_spans = max_spans
-        self._spans: list[Row] = []
-        self._n_merged = 0  # so many of them cannot be merged at this resolution
+        self._spans: list[Any] = []  # rows, and lists of which some are open
+        self._open: list[list[Any]] = [_NONE_OPEN] * (max(Track) + 1)
         self._marks: deque[Mark] = deque(maxlen=MAX_MARKS)
         self._n_marks = 0
         self._merged: dict[str, list[int]] = {}
 
     def add(self, track: int, name: str, start: int, end: int, n: int = 1, size: int = 0, number: int = 0) -> None:
         """Note that something took from `start` to `end`."""
+        busy = end - start
+        resolution = self.resolution
+        if not resolution:
+            row: Any = (track, name, start, end, n, busy, size, number)
+        else:
+            one = self._open[track]
+            if start >= one[_END] and end - one[_START] <= resolution:
+                if one[_NAME] != name:
+                    self._mix(one, name, busy)
+                one[_END] = end
+                one[_N] += n
+                one[_BUSY] += busy
+                one[_SIZE] += size
+                if busy > one[_LONGEST]:
+                    one[_LONGEST] = busy
+                return
+            self._count_open(one)
+            self._open[track] = row = [track, name, start, end, n, busy, size, number, busy]
         spans = self._spans
-        spans.append((track, name, start, end, n, end - start, size, number))
+        spans.append(row)
         if len(spans) >= self._max_spans:
             self._merge()
 
@@ -225,13 +251,14 @@ class Recorder:
 
     def recording(self) -> Recording:
         """Return everything that was noted."""
+        self._close_all()
         return Recording(
             self.rank,
             self.host,
             os.getpid(),
             self._started,
             self.resolution,
-            list(self._spans),
+            [tuple(row[: len(Span._fields)]) for row in self._spans],
             list(self._marks),
             self._n_marks,
             {name: (n, total, longest) for name, (n, total, longest) in self._merged.items()},
@@ -242,55 +269,64 @@ class Recorder:
     # Bounded memory
 
     def _merge(self) -> None:
-        if self.resolution:
-            self._merge_neighbours(self._n_merged)
+        self._close_all()
         while len(self._spans) > self._max_spans // 2:
             self.resolution = max(_FIRST_RESOLUTION_NS, 2 * self.resolution)
-            self._merge_neighbours(0)
-        self._n_merged = len(self._spans)
+            self._merge_neighbours()
 
-    def _merge_neighbours(self, first: int) -> None:
-        """Make one of neighbours, from `first` on, that lie within the resolution.
+    def _close_all(self) -> None:
+        """Count what the open spans hold; the next ones open others."""
+        for track, one in enumerate(self._open):
+            self._count_open(one)
+            self._open[track] = _NONE_OPEN
 
-        A plain loop, and lists that are changed in place: this is done to every span.
-        """
+    def _count_open(self, one: Sequence[Any]) -> None:
+        """Count the tasks of an open span, whose place is taken by another."""
+        if one[_N] > 1 and one[_TRACK] in _NAMED and one[_NAME] != SEVERAL:
+            self._count_merged(one[_NAME], one[_N], one[_BUSY], one[_LONGEST])
+
+    def _mix(self, one: list[Any], name: str, busy: int) -> None:
+        """Take the name from a span into which one of another name goes, and count both under theirs."""
+        if one[_TRACK] in _NAMED:
+            if one[_NAME] != SEVERAL:
+                self._count_merged(one[_NAME], one[_N], one[_BUSY], one[_LONGEST])
+            self._count_merged(name, 1, busy, busy)
+        one[_NAME] = SEVERAL
+
+    def _merge_neighbours(self) -> None:
+        """Make one of neighbours that lie within the resolution; none is open."""
         resolution = self.resolution
-        result = self._spans[:first]
-        open_: dict[int, list[Any]] = {}  # by track: the place in the result, then the fields of the span so far
-        for row in islice(self._spans, first, None):
-            track, name, start, end, n, busy, size, _ = row
-            one = open_.get(track)
-            if one is not None and start >= one[4] and end - one[3] <= resolution:
+        result: list[Any] = []
+        last: dict[int, list[Any]] = {}  # by track
+        for row in self._spans:
+            track, name, start, end, n, busy, size, *_ = row
+            one = last.get(track)
+            if one is not None and start >= one[_END] and end - one[_START] <= resolution:
                 if track in _NAMED:
-                    if one[5] == 1:
-                        self._count_merged(one[2], one[6])
+                    if one[_N] == 1:
+                        self._count_merged(one[_NAME], 1, one[_BUSY], one[_BUSY])
                     if n == 1:
-                        self._count_merged(name, busy)
-                if one[2] != name:
-                    one[2] = SEVERAL
-                one[4] = end
-                one[5] += n
-                one[6] += busy
-                one[7] += size
-                result[one[0]] = ()
+                        self._count_merged(name, 1, busy, busy)
+                if one[_NAME] != name:
+                    one[_NAME] = SEVERAL
+                one[_END] = end
+                one[_N] += n
+                one[_BUSY] += busy
+                one[_SIZE] += size
                 continue
-            if one is not None and result[one[0]] == ():
-                result[one[0]] = tuple(one[1:])
-            open_[track] = [len(result), *row]
-            result.append(row)
-        for one in open_.values():
-            result[one[0]] = tuple(one[1:])
-        self._spans = result
+            last[track] = one = list(row[: len(Span._fields)])
+            result.append(one)
+        self._spans = [tuple(row) for row in result]
 
-    def _count_merged(self, name: str, busy: int) -> None:
+    def _count_merged(self, name: str, n: int, busy: int, longest: int) -> None:
         sums = self._merged.get(name)
         if sums is None:
-            self._merged[name] = [1, busy, busy]
+            self._merged[name] = [n, busy, longest]
         else:
-            sums[0] += 1
+            sums[0] += n
             sums[1] += busy
-            if busy > sums[2]:
-                sums[2] = busy
+            if longest > sums[2]:
+                sums[2] = longest
 
 
 class MarkHandler(logging.Handler):
@@ -322,8 +358,12 @@ def max_spans(size: int) -> int:
 
 def name_of(fn: Callable[..., Any], args: Sequence[Any] = ()) -> str:
     """Return what a function is called in the trace; of our own helpers (`method_call`, ...) with what they call."""
+    if fn.__class__ is FunctionType and fn.__module__ != _HELPERS:  # the usual case
+        return fn.__qualname__
     while isinstance(fn, functools.partial):
         fn = fn.func
+    if fn is run_within:  # a call with a time limit
+        return name_of(args[2], args[3:])
     name: str = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     if getattr(fn, "__module__", None) == _HELPERS:
         for arg in args:

@@ -17,7 +17,7 @@ from taskfarm.runtime.runner import decode_failure, exception_of, run
 from taskfarm.wire.codec import PLAIN_TYPES, Packed, pack, unpack
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["ReplyOption", "Results", "pack_results"]
+__all__ = ["ReplyOption", "Results", "Singles", "pack_results"]
 
 _NAMES_SOMETHING = b"\x93"  # STACK_GLOBAL: a pickle without it holds nothing but built-in containers and values
 _SAFE_TYPES = PLAIN_TYPES | {np.ndarray, np.float64, np.float32, np.int64, np.int32, np.bool_}
@@ -155,3 +155,33 @@ class Results:
                 failures[len(results)] = loaded.exception
             results.append(loaded.value)
         return results
+
+
+class Singles(Results):
+    """Results of consecutive items, each in a pickle of its own.
+
+    Parameters
+    ----------
+    bodies : sequence of bytes
+        What `pack_results` made of each of them (`ReplyOption.VALUE`).
+    """
+
+    __slots__ = ("_bodies",)
+
+    def __init__(self, bodies: Sequence[bytes]) -> None:
+        super().__init__(len(bodies), b"")
+        self._bodies = bodies
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the results on the wire."""
+        return sum(map(len, self._bodies))
+
+    def read(self, what: str) -> tuple[list[Any], dict[int, BaseException]]:
+        """Return the results, and the exceptions of those that are not readable here, by position."""
+        loaded = run(list, (map(unpack, self._bodies),))
+        if loaded.exception is None:
+            return loaded.value, {}
+        one_by_one = [run(unpack, (body,)) for body in self._bodies]
+        failures = {at: one.exception for at, one in enumerate(one_by_one) if one.exception is not None}
+        return [one.value for one in one_by_one], failures

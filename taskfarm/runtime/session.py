@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from taskfarm.config import Config
 from taskfarm.errors import InternalError, UsageError, WorkerLostError
 from taskfarm.runtime import ending, interrupts
+from taskfarm.runtime.call_limits import CallLimits
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Endpoint, ReportFailure, Surroundings
 from taskfarm.runtime.isolation import isolate_if_possible
@@ -91,6 +92,8 @@ class Session(OneThread):
         Whether a failure came to light when it could no longer be raised; it was printed, and the status must be 1.
     on_error : OnError
         Mode of failing collective calls.
+    call_limits : CallLimits
+        How long collective calls may take.
     loop_launched : bool
         Whether `taskfarm.objects` has launched its loop here.
     face_state : dict
@@ -118,6 +121,7 @@ class Session(OneThread):
         self.exit_status: int | None = None
         self.failed_late = False
         self.on_error = config.on_error
+        self.call_limits = CallLimits()
         self.loop_launched = False
         self.face_state: dict[str, Any] = {}
         self.code_namespace: dict[str, Any] = {"__name__": "__taskfarm_run_code__", "__builtins__": __builtins__}
@@ -251,6 +255,10 @@ class Session(OneThread):
         side = self._take(
             new_side(self._opened.transport, hosts, self._surroundings(), trace, self.nursery, self.peers)
         )
+        if self.config.watch:
+            from taskfarm.runtime.live import watch  # not needed otherwise
+
+            watch(self.config.watch, self.rank, self.controller, hosts, self._opened)
         if self.rank == 0:
             interrupts.defer_on_controller(side.transport)
             warn_of_versions(self.peers)
@@ -285,8 +293,9 @@ class Session(OneThread):
         self.open_endpoint = (self.controller or self.worker) if self.phase is Phase.OPEN else None
 
     def _surroundings(self) -> Surroundings:
+        watch, limits = self._start_watch, self.call_limits
         return Surroundings(
-            self.host, self.registry, self.config, self._renew_comm, self._count_comm_entries, self._start_watch
+            self.host, self.registry, self.config, self._renew_comm, self._count_comm_entries, watch, limits
         )
 
     # The watch channel
@@ -301,7 +310,8 @@ class Session(OneThread):
             self.config,
             self._where,
             lambda: book.done_up_to if book else {},
-            self._end_stuck_job,
+            self.end_stuck_job,
+            self.call_limits,
         )
         return self._watch.report_failure
 
@@ -309,7 +319,8 @@ class Session(OneThread):
         """Say where this rank's main thread is; called from the watching thread, which must not touch MPI."""
         return whereabouts_of(self.controller or self.worker, self._comm)
 
-    def _end_stuck_job(self, text: str) -> None:
+    def end_stuck_job(self, text: str) -> None:
+        """End the job because a call cannot end, or has not ended in time; any thread may do it."""
         print_error(f"taskfarm: {text}")
         self.abort(self.exit_status or STUCK_STATUS)
 

@@ -86,7 +86,7 @@ def sharing_of(session: Session) -> Sharing:
 
 
 class Shared(Generic[T]):
-    """A handle of an object that `taskfarm.share` has put into shared memory; some 200 bytes when pickled.
+    """A handle of an object that `taskfarm.share` has put into shared memory; some 150 bytes when pickled.
 
     Pass it to tasks, alone or inside of other things, and ask it for its `value` there.
 

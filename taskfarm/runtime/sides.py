@@ -82,10 +82,6 @@ def new_side(
         logs.configure(config, side.transport, surroundings.host, side.worker)
         if side.controller is not None:
             side.controller.on_record = logs.handle_record
-    if side.controller is not None and config.watch:
-        from taskfarm.runtime.live import start_view
-
-        start_view(config.watch, side.controller, hosts)
     if transport.rank == 0:
         logger.info("rank 0: %d workers on %d hosts are ready", len(hosts), len(set(hosts.values())))
     else:

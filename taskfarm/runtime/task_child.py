@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from taskfarm.errors import UsageError, WorkerLostError
 from taskfarm.runtime.arrays import ArrayExchange
 from taskfarm.runtime.endpoint import Surroundings
-from taskfarm.runtime.isolated_worker import Identity
-from taskfarm.runtime.page import Page
+from taskfarm.runtime.page import Identity, Page
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import current

@@ -6,6 +6,7 @@ how it ended on each, and sees to the team's communicator afterwards.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TEAM_HEAD", "TEAM_REPORT", "PlacedTask", "TeamDesk"]
 
+logger = logging.getLogger(__name__)
+
 TEAM_HEAD = Struct("<qI")  # of TEAM_TASK: job, number of ranks; their numbers follow, 4 bytes each, then the work
-TEAM_REPORT = Struct("<q")  # of TEAM_DONE: how often the ranks met; what the part gave follows
+TEAM_REPORT = Struct("<q")  # of TEAM_DONE: how far the rank has come (`Guard.n_steps`); what the part gave follows
 MAX_TEAMS = 256  # communicators that are kept; libraries have some two thousand contexts
 
 
@@ -51,7 +54,7 @@ class PlacedTask(Protocol):
     wants_all : bool
         Whether the results of all ranks are wanted.
     retries : int
-        How often it is tried again if a worker that runs it is lost.
+        How often it is tried again if a worker that runs it is lost; as often again, if it raises.
     """
 
     job: Supplied
@@ -66,6 +69,9 @@ class PlacedTask(Protocol):
     def on_failed(self, failure: RankFailure | BaseException) -> None:
         """Note that it has failed; it may go on for a while on other ranks."""
 
+    def is_repeated(self, failure: RankFailure) -> bool:
+        """Tell whether a failure of it is one that is tried again."""
+
     def on_broken(self, failure: RankFailure) -> None:
         """Note that the initializer has failed."""
 
@@ -79,7 +85,7 @@ class _Wanted:
     Each attempt has a number of its own for the placer, since the ranks that are left of a lost one may be in it still.
     """
 
-    __slots__ = ("allowed", "attempt", "losses", "n_workers", "number", "task")
+    __slots__ = ("allowed", "attempt", "losses", "n_raised", "n_workers", "number", "task")
 
     def __init__(self, number: int, task: PlacedTask, n_workers: int, allowed: frozenset[int] | None) -> None:
         self.number = number
@@ -88,6 +94,7 @@ class _Wanted:
         self.allowed = allowed
         self.attempt = 0
         self.losses: list[Loss] = []
+        self.n_raised = 0
 
 
 class _Run:
@@ -98,9 +105,10 @@ class _Run:
         "failed_at",
         "left",
         "lost",
-        "n_met",
+        "n_steps",
         "n_unmatched",
         "number",
+        "repeated",
         "results",
         "told",
         "uncounted",
@@ -118,8 +126,9 @@ class _Run:
         self.failed_at = math.inf
         self.lost = False  # another attempt is made, or was the last; what is left of this one matters to nobody
         self.told = False
+        self.repeated: RankFailure | None = None  # why another attempt is made when all ranks have left this one
         self.uncounted = False
-        self.n_met = 0
+        self.n_steps = 0
         self.n_unmatched = 0
 
 
@@ -299,9 +308,9 @@ class TeamDesk:
                     break
         return number
 
-    def _forget_team(self, workers: tuple[int, ...], what: int, n_met: int = 0, run: int = 0) -> None:
+    def _forget_team(self, workers: tuple[int, ...], what: int, n_steps: int = 0, run: int = 0) -> None:
         number = self._teams.pop(workers, 0)
-        frame = Frame(Kind.TEAM_FORGET, number, n_met, what, TEAM_REPORT.pack(run))
+        frame = Frame(Kind.TEAM_FORGET, number, n_steps, what, TEAM_REPORT.pack(run))
         self._transport.send_to([worker for worker in workers if worker in self.hosts], frame)
 
     def _on_done(self, source: int, frame: Frame) -> None:
@@ -309,7 +318,7 @@ class TeamDesk:
         if run is None or source not in run.left or len(frame.body) < TEAM_REPORT.size:
             raise ProtocolError(f"rank {source} ended its part in run {frame.a}, which it has none in")
         run.left.discard(source)
-        run.n_met = max(run.n_met, TEAM_REPORT.unpack_from(frame.body)[0])
+        run.n_steps = max(run.n_steps, TEAM_REPORT.unpack_from(frame.body)[0])
         run.n_unmatched += frame.b
         run.uncounted |= bool(frame.option & TeamReply.UNCOUNTED)
         body = memoryview(frame.body)[TEAM_REPORT.size :]
@@ -319,19 +328,44 @@ class TeamDesk:
         elif how != TeamReply.ENDED and not (run.told or run.lost):
             run.told = True  # the first one; ranks that it has ended may have reported before
             run.failed_at = self._crew.clock()
-            task, failure = run.wanted.task, decode_failure(body)
-            (task.on_broken if how == TeamReply.BROKEN else task.on_failed)(failure)
+            failure = decode_failure(body)
+            if how == TeamReply.BROKEN:
+                run.wanted.task.on_broken(failure)
+            else:
+                self._take_failure(run, failure)
         run.failed |= how != TeamReply.VALUE
         if not run.left:
             self._end(run)
+
+    def _take_failure(self, run: _Run, failure: RankFailure) -> None:
+        """Take in the first failure of a run: the task has failed, or is tried again when all ranks have left it."""
+        wanted = run.wanted
+        if wanted.n_raised < wanted.task.retries and wanted.task.is_repeated(failure):
+            wanted.n_raised += 1
+            run.repeated = failure
+        else:
+            wanted.task.on_failed(failure)
+
+    def _repeat(self, wanted: _Wanted, failure: RankFailure) -> bool:
+        """Have a task wait again that raised; False if too few workers are left."""
+        try:
+            self._queue(wanted)
+        except UsageError:
+            wanted.task.on_failed(failure)
+            return False
+        logger.warning(
+            "attempt %d of a task of %d ranks raised and is repeated: %s",
+            wanted.n_raised, wanted.n_workers, failure.headline(), extra={"event": "retry"},
+        )  # fmt: skip
+        return True
 
     def _end(self, run: _Run) -> None:
         del self._runs[run.number]
         if run.failed or run.n_unmatched:
             what = TeamForget.KEEP if run.uncounted else TeamForget.TIDY
-            self._forget_team(run.workers, what, run.n_met, run.number if run.failed else 0)
+            self._forget_team(run.workers, what, run.n_steps, run.number if run.failed else 0)
         self.placer.on_ended(self._placed.pop(run.number), self._crew.clock())
-        if run.lost:
+        if run.lost or (run.repeated is not None and self._repeat(run.wanted, run.repeated)):
             return
         task = run.wanted.task
         del self._wanted[run.wanted.number]

@@ -234,11 +234,11 @@ class Teams:
 
     def _report(self, part: _Part, option: int, packed: Packed) -> None:
         guard = part.guard
-        n_met = n_unmatched = 0
+        n_steps = n_unmatched = 0
         if guard is not None and part.team is not None:
-            n_met, n_unmatched = guard.n_met, guard.n_unmatched
+            n_steps, n_unmatched = guard.n_steps, guard.n_unmatched
             option |= 0 if guard.is_countable else TeamReply.UNCOUNTED
-        body = TEAM_REPORT.pack(n_met) + packed.body
+        body = TEAM_REPORT.pack(n_steps) + packed.body
         frame = Frame(Kind.TEAM_DONE, part.number, n_unmatched, option, body, packed.buffers)
         self._transport.send(0, frame, borrowed=True)
         if packed.buffers:  # the next task may change the arrays

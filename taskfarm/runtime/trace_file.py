@@ -8,6 +8,7 @@ hand in what they recorded: rank 0 never holds more than one of them beside its 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -66,12 +67,15 @@ class TraceFile:
         Its place.
     size : int
         Number of ranks.
+    ended : int, optional
+        When the program had ended, ns of rank 0's clock: that workers wait until they are asked is no part of it.
     """
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, ended: int | None = None) -> None:
         self._path = path
         self._part = f"{path}.part"
         self._size = size
+        self._ended = ended
         self._ranks: list[dict[str, Any]] = []
         self._origin = 0
         self._end = 0
@@ -95,6 +99,7 @@ class TraceFile:
         spans = [Span(*span) for span in recording.spans]
         if not self._ranks:
             self._origin = recording.started
+        limit = math.inf if self._ended is None else (self._ended - self._origin) / 1e3
         rank = recording.rank
 
         def microseconds(at: int) -> float:
@@ -104,9 +109,11 @@ class TraceFile:
         self._write_names(recording)
         for span in spans:
             start = microseconds(span.start)
-            end = microseconds(span.end)
+            end = min(microseconds(span.end), limit)
+            if start > end:
+                continue
             self._end = max(self._end, int(end))
-            args = {"n": span.n, "busy": round(span.busy / 1e3, 3)} if span.n != 1 else {}
+            args = {"n": span.n, "busy": round(min(span.busy / 1e3, end - start), 3)} if span.n != 1 else {}
             args |= {key: value for key, value in (("number", span.number), ("bytes", span.size)) if value}
             event = {
                 "ph": "X", "pid": rank, "tid": int(span.track), "ts": start, "dur": round(end - start, 3),

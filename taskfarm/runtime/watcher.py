@@ -3,7 +3,8 @@
 A rank that is blocked inside MPI cannot answer there. So every rank has a thread that sleeps in `select` on a socket
 which is not MPI's; the one on rank 0 asks the others where they are once a call has failed, and ends the job when
 `taskfarm.scheduling.stuck` says so. A peer begins with a line that holds the job's secret, or is dropped; what follows
-are lines of JSON. The threads start with the first collective call and cost nothing while no call fails.
+are lines of JSON. The threads start with the first collective call and cost nothing while no call fails, and none is
+longer in coming back than it may be (`taskfarm.runtime.call_limits`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from taskfarm.config import Config
+from taskfarm.runtime.call_limits import CallLimits, main_thread_stack
 from taskfarm.runtime.interrupts import wakeup_socket
 from taskfarm.runtime.lines import Lines
 from taskfarm.runtime.runner import is_own_file
@@ -39,6 +41,7 @@ __all__ = ["WatchClient", "WatchServer", "main_thread_place", "start_watch", "wh
 logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 0.25
+_WHERE, _STACK = b"?", b"!"  # questions
 ENDING_S = 3.0  # a short program may be over before a loaded machine has run this thread
 CONNECT_TIMEOUT_S = 5.0
 INTERRUPT_PATIENCE_S = 1.0  # how long an interrupted `comm` method of rank 0 may take to return by itself
@@ -62,6 +65,10 @@ def whereabouts_of(endpoint: Controller | Worker | None, comm: Any) -> Whereabou
     place = comm.tracker.place if comm is not None else None
     method, entry, peer = place if place is not None else ("", 0, -1)
     return Whereabouts(endpoint.current_call, endpoint.done_call, method, entry, peer, main_thread_place())
+
+
+def _answer(where: Callable[[], Whereabouts], question: bytes) -> Whereabouts:
+    return replace(where(), stack=main_thread_stack()) if question == _STACK else where()
 
 
 class WatchClient:
@@ -111,8 +118,8 @@ class WatchClient:
                 self._socket = connection
             lines = Lines()
             while data := connection.recv(4096):
-                for _ in lines.feed(data):
-                    self._send({"where": astuple(self._where())})
+                for question in lines.feed(data):
+                    self._send({"where": astuple(_answer(self._where, question))})
         except (OSError, ValueError) as exc:
             if self._socket is None:
                 time.sleep(ENDING_S)  # if rank 0 has left, so does this process meanwhile
@@ -142,6 +149,8 @@ class WatchServer:
     signals : socket or None
         Gets the number of every signal as a byte. An interrupt that rank 0 cannot react to, because it is blocked in a
         `comm` method, ends the job.
+    limits : CallLimits, optional
+        Which calls may take how long.
     """
 
     def __init__(
@@ -153,7 +162,10 @@ class WatchServer:
         end_job: Callable[[str], None],
         known_done: Callable[[], Mapping[int, int]],
         signals: socket.socket | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
+        self._limits = limits if limits is not None else CallLimits()
+        self._limits.wake = self._wake
         self._listener = listener
         self._secret = secret.encode()
         self._judge = judge
@@ -200,10 +212,12 @@ class WatchServer:
     def _run(self) -> None:
         asked_at = 0.0
         while not self._stopped:
-            timeout = ASK_EVERY_S if self._judge.has_case or self._interrupted else None
+            is_busy = self._judge.has_case or self._interrupted
+            timeout = ASK_EVERY_S if is_busy else self._limits.seconds_left(time.monotonic())
             for key, _ in self._selector.select(timeout):
                 self._on_readable(key.fileobj)
             now = time.monotonic()
+            self._look_at_limits(now)
             if self._judge.has_case and now - asked_at >= ASK_EVERY_S * 0.9:
                 asked_at = now
                 self._ask_everybody(now)
@@ -217,15 +231,23 @@ class WatchServer:
         elif now - since >= INTERRUPT_PATIENCE_S:
             self._end_job(f"interrupted while rank 0 is inside comm.{where.method} at {where.place}; ending the job")
 
+    def _look_at_limits(self, now: float) -> None:
+        done = dict(self._known_done())
+        for call, text in self._limits.take_due(done, now):
+            left = [rank for rank, last in done.items() if last >= call]
+            with self._lock:
+                self._judge.on_late(call, text, [0, *left] if self._limits.has_left(call) else left, now)
+
     def _ask_everybody(self, now: float) -> None:
+        question = _STACK if self._judge.wants_stacks else _WHERE
         for connection, rank in list(self._ranks.items()):
             if rank is not None:
                 with contextlib.suppress(OSError):
-                    connection.send(b"?\n")
+                    connection.send(question + b"\n")
         if self._stopped:
             return
         with self._lock:
-            self._judge.on_answer(0, self._where(), now)
+            self._judge.on_answer(0, _answer(self._where, question), now)
             for rank, done in dict(self._known_done()).items():
                 self._judge.on_done(rank, done)
             verdicts = self._judge.judge(now)
@@ -293,9 +315,10 @@ def start_watch(
     where: Callable[[], Whereabouts],
     known_done: Callable[[], Mapping[int, int]],
     end_job: Callable[[str], None],
+    limits: CallLimits | None = None,
 ) -> WatchClient | WatchServer:
     """Start this rank's end of the channel."""
     if opened.watch_listener is None:
         return WatchClient(opened.watch_address, opened.secret, rank, where)
     judge = StuckJudge(range(len(opened.peers)), config.stuck_comm_s, config.stuck_s)
-    return WatchServer(opened.watch_listener, opened.secret, judge, where, end_job, known_done, wakeup_socket())
+    return WatchServer(opened.watch_listener, opened.secret, judge, where, end_job, known_done, wakeup_socket(), limits)

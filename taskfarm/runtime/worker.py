@@ -25,7 +25,9 @@ from taskfarm.runtime.batches import BatchRunner, Progress
 from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
+from taskfarm.runtime.portions import read_group
 from taskfarm.runtime.receiving import BlockReceiver
+from taskfarm.runtime.relay import Relay
 from taskfarm.runtime.runner import Outcome, encode_failure, end_forked_child, failure_of, flush_output, run
 from taskfarm.runtime.teams import Teams
 from taskfarm.runtime.vitals import Mark
@@ -110,6 +112,7 @@ class Worker(Endpoint):
         self._deferred: deque[Incoming] = deque()
         self._home: str | None = None
         batches = self.batches = self._new_batches(clock, progress)
+        self._group: Relay | None = None  # this rank is its controller
         self.teams = Teams(self, batches, self._run_user_code, self._complete_sends)
         self.keep = batches.keep
         self.let_go = batches.let_go
@@ -122,6 +125,7 @@ class Worker(Endpoint):
                 Kind.FUNCTION: batches.on_function,
                 Kind.BATCH: batches.on_batch,
                 Kind.FORGET: batches.on_forget,
+                Kind.GROUP: self.on_group,
                 Kind.SHARE: BlockReceiver(transport, batches.keep).on_frame,
                 Kind.SPAWN: self.on_spawn,
                 Kind.CALL: self.on_call,
@@ -150,10 +154,13 @@ class Worker(Endpoint):
     def serve_until_end(self) -> None:
         """Serve until rank 0 ends the session."""
         while not self._quitting or self._deferred:
-            item = self._deferred.popleft() if self._deferred else self.transport.receive(math.inf)
+            due = math.inf if self._group is None else self._group.due
+            item = self._deferred.popleft() if self._deferred else self.transport.receive(due)
             if item is not None:
                 self.handle(*item)
                 del item  # its arrays must not stay until the next ones have come
+            if self._group is not None:
+                self._group.send_parts()
 
     def is_interruptible(self) -> bool:
         """Tell whether an interrupt that comes now ends the user's function; called by the signal handler."""
@@ -330,6 +337,25 @@ class Worker(Endpoint):
     def on_renew_comm(self, source: int, frame: Frame) -> None:
         """Replace the user's communicator, together with all other ranks."""
         self._surroundings.renew_comm()
+
+    # Groups
+
+    def on_group(self, source: int, frame: Frame) -> None:
+        """Become the controller of a group, or note that this rank is in one."""
+        members = read_group(frame, self.transport.rank, self.transport.size)
+        if not members:
+            self.batches.set_feeder(source, frame.b)
+            return
+        self._group = group = Relay(self.transport, members, frame.a, self.batches.on_forget)
+        self._handlers.update(
+            {
+                Kind.FUNCTION: group.on_function,
+                Kind.PORTION: group.on_portion,
+                Kind.FORGET: group.on_forget,
+                Kind.RECALL: group.on_recall,
+                Kind.BATCH_DONE: group.on_batch_done,
+            }
+        )
 
     # The session
 

@@ -116,15 +116,15 @@ class Dealer:
         if number in self._jobs:
             self._jobs[number].limits[item] = retries
 
-    def on_items(self, number: int, n: int) -> None:
-        """Note that `n` more items of job `number` are available."""
+    def on_items(self, number: int, n: int, *, apart: bool = False) -> None:
+        """Note that `n` more items of job `number` are available; if `apart`, no batch holds others with them."""
         job = self._jobs[number]
         if n <= 0:
             return
         start = job.n_items
         job.n_items += n
         job.n_waiting += n
-        if job.waiting and job.waiting[-1][1] == start:
+        if job.waiting and job.waiting[-1][1] == start and not apart:
             job.waiting[-1] = (job.waiting[-1][0], start + n)
         else:
             job.waiting.append((start, start + n))

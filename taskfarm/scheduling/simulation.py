@@ -9,7 +9,7 @@ the real one does.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -63,6 +63,7 @@ class _Step(Enum):
     IS_ALLOTTED = "items are at a group"
     IS_DUE = "a group reports what has ended"
     IS_SUMMED_UP = "that report is at rank 0"
+    IS_RECALLED = "a group is asked to give back items"
 
 
 class _Report(NamedTuple):
@@ -85,9 +86,10 @@ class _Site:
         self._dealer.on_job(_JOB, n_workers, unit)
         self._workers = {rank: _Worker() for rank in range(1, n_workers + 1)}
         self._items: list[int] = []  # which item of all is the dealer's n-th
+        self._portions: list[int] = []  # and of which portion it is
         self.free_at = 0.0
         self.n_batches = 0
-        self.n_ended = 0  # items, since the last report to rank 0
+        self.ended: Counter[int] = Counter()  # items by portion, since the last report to rank 0
         self.seconds = 0.0  # that they took
 
     @property
@@ -95,14 +97,26 @@ class _Site:
         """How many more items should be here."""
         return self._dealer.look_ahead(_JOB) - self._dealer.n_waiting(_JOB)
 
-    def take(self, items: range) -> None:
+    def take(self, items: range, portion: int = 0) -> None:
         """Take items, and deal what can be dealt."""
         self._items.extend(items)
+        self._portions.extend([portion] * len(items))
         self._dealer.on_items(_JOB, len(items))
         for batch in self._dealer.deal():
             self.n_batches += 1
             self.free_at += self._clock.handling_s
             self._clock.push(self.free_at + self._clock.latency_s, _Step.ARRIVES, self, batch)
+
+    def give_back(self, n: int) -> list[tuple[int, int]]:
+        """Return up to `n` of the items that no worker was given, the last ones, each with its portion."""
+        ranges = self._dealer.drop_waiting(_JOB)
+        waiting = [(self._items[at], self._portions[at]) for start, stop in ranges for at in range(start, stop)]
+        n_kept = max(len(waiting) - n, 0)
+        for item, portion in waiting[:n_kept]:
+            self._items.append(item)
+            self._portions.append(portion)
+        self._dealer.on_items(_JOB, n_kept)
+        return waiting[n_kept:]
 
     def on_arrival(self, now: float, batch: Batch) -> None:
         """Let a worker have a batch."""
@@ -121,8 +135,14 @@ class _Site:
         """Handle a worker's report."""
         self.free_at = max(self.free_at, now) + self._clock.handling_s
         self._dealer.on_done(batch.number, report.n_done, report.seconds, report.gap_s, late=report.late)
-        self.n_ended += report.n_done
+        self.ended.update(self._portions[batch.start : batch.start + report.n_done])
         self.seconds += report.seconds
+
+    def sum_up(self) -> tuple[Counter[int], float]:
+        """Return how many items of which portion have ended since the last time, and how long they took together."""
+        news = self.ended, self.seconds
+        self.ended, self.seconds = Counter(), 0.0
+        return news
 
     def _start(self, worker: _Worker, now: float) -> None:
         if worker.is_running or not worker.waiting:
@@ -192,12 +212,13 @@ def _run_flat(clock: _Clock, n_items: int, n_workers: int, unit: int) -> tuple[f
     return site.free_at, site.n_batches
 
 
-def _run_groups(clock: _Clock, n_items: int, sizes: Sequence[int], unit: int) -> tuple[float, int]:
+def _run_groups(clock: _Clock, n_items: int, sizes: Sequence[int], unit: int, item_s: float) -> tuple[float, int]:
     """Let a controller feed the controllers of groups; return as `_run_flat`."""
-    sites = {_Site(clock, size, unit): group for group, size in enumerate(sizes)}
-    groups = list(sites)
-    allotter = Allotter(sizes)
-    allotter.on_items(n_items)
+    sites = {group: _Site(clock, size, unit) for group, size in enumerate(sizes)}
+    numbers = {site: group for group, site in sites.items()}
+    allotter = Allotter(dict(enumerate(sizes)))
+    allotter.on_job(_JOB, sum(sizes), unit)
+    allotter.on_items(_JOB, n_items)
     pause_s = report_s(len(sizes))
     free_at = 0.0
     due: set[_Site] = set()  # that are going to report
@@ -205,15 +226,18 @@ def _run_groups(clock: _Clock, n_items: int, sizes: Sequence[int], unit: int) ->
     def deal() -> None:
         nonlocal free_at
         for portion in allotter.deal():
+            free_at += clock.handling_s + item_s * (portion.stop - portion.start) / 2
+            clock.push(free_at + clock.latency_s, _Step.IS_ALLOTTED, sites[portion.worker], portion)
+        asked = allotter.recall()
+        if asked is not None:
             free_at += clock.handling_s
-            items = range(portion.start, portion.stop)
-            clock.push(free_at + clock.latency_s, _Step.IS_ALLOTTED, groups[portion.group], items)
+            clock.push(free_at + clock.latency_s, _Step.IS_RECALLED, sites[asked[0]], asked[2])
 
     deal()
     for now, step, site, what in clock.steps():
         if step is _Step.IS_ALLOTTED:
             site.free_at = max(site.free_at, now) + clock.handling_s
-            site.take(what)
+            site.take(range(what.start, what.stop), what.number)
         elif step is _Step.IS_REPORTED:
             site.take(range(0))
             if site not in due:
@@ -222,14 +246,23 @@ def _run_groups(clock: _Clock, n_items: int, sizes: Sequence[int], unit: int) ->
         elif step is _Step.IS_DUE:
             due.discard(site)
             site.free_at = max(site.free_at, now) + clock.handling_s
-            clock.push(site.free_at + clock.latency_s, _Step.IS_SUMMED_UP, site, (site.n_ended, site.seconds))
-            site.n_ended, site.seconds = 0, 0.0
+            clock.push(site.free_at + clock.latency_s, _Step.IS_SUMMED_UP, site, (site.sum_up(), None))
+        elif step is _Step.IS_RECALLED:
+            site.free_at = max(site.free_at, now) + clock.handling_s
+            news = site.sum_up(), site.give_back(what)
+            clock.push(site.free_at + clock.latency_s, _Step.IS_SUMMED_UP, site, news)
         else:
-            free_at = max(free_at, now) + clock.handling_s
-            allotter.on_report(sites[site], *what)
+            (ended, seconds), back = what
+            free_at = max(free_at, now) + clock.handling_s + item_s * ended.total() / 2
+            if ended:
+                allotter.on_parts(_JOB, ended, seconds)
+            if back is not None:
+                allotter.on_recalled(numbers[site])
+                for item, portion in back:
+                    allotter.on_back(portion, item, item + 1)
             deal()
     allotter.check_invariants()
-    return free_at, sum(site.n_batches for site in groups)
+    return free_at, sum(site.n_batches for site in sites.values())
 
 
 def simulate(
@@ -240,6 +273,7 @@ def simulate(
     handling_s: float = 10e-6,
     unit: int = 1,
     group_size: int | None = None,
+    item_s: float = 0.0,
 ) -> Report:
     """Run one map over items that take `durations` seconds each.
 
@@ -257,11 +291,13 @@ def simulate(
         Items that stay together.
     group_size : int, optional
         Workers per controller of a lower level; by default rank 0 feeds all workers itself.
+    item_s : float
+        Seconds for which rank 0 is busy with an item that goes to a group and comes back, beside the messages.
     """
     clock = _Clock(durations, latency_s, handling_s)
     if group_size is None:
         makespan_s, n_batches = _run_flat(clock, len(durations), n_workers, unit)
     else:
         sizes = [min(group_size, n_workers - first) for first in range(0, n_workers, group_size)]
-        makespan_s, n_batches = _run_groups(clock, len(durations), sizes, unit)
+        makespan_s, n_batches = _run_groups(clock, len(durations), sizes, unit, item_s)
     return Report(makespan_s, n_batches, clock.runs, clock.busy_s / (clock.busy_s + clock.waited_s))

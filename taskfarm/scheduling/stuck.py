@@ -7,7 +7,8 @@ call
 * and stays inside one `comm` method that needs a failed rank for `comm_s` seconds, ends the job;
 * and is elsewhere (long local work, a C library's own collectives) is warned about, and ends the job after `other_s`.
 
-Without a failure nothing is ever ended: healthy long work is left alone.
+Without a failure nothing is ever ended: healthy long work is left alone. But a call may have been given a time limit:
+when that is over, all ranks are asked, and one that has not left the call, or does not answer, ends the job.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Whereabouts:
         The one rank that the method waits for, or -1 for a collective method.
     place : str
         ``file:line in function`` of the user's code.
+    stack : str
+        What leads there, as a traceback has it, if that was asked for.
     """
 
     call: int
@@ -47,6 +50,7 @@ class Whereabouts:
     entry: int = 0
     peer: int = -1
     place: str = ""
+    stack: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class _Case:
     first_seen: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank: its entry, and since when
     by_end: bool = False
     warned: bool = False
+    late: tuple[str, float] | None = None  # what to say of the call's time limit, and when it was over
 
 
 class StuckJudge:
@@ -111,6 +116,19 @@ class StuckJudge:
         case = self._cases.setdefault(call, _Case(call, now, by_end=True))
         case.failed[0] = "rank 0: its program has ended"
 
+    def on_late(self, call: int, text: str, ranks_left: Collection[int], now: float) -> None:
+        """Note that the time limit of a call is over, which `text` tells, and who is known to have left the call."""
+        case = self._cases.setdefault(call, _Case(call, now))
+        case.late = (text, now)
+        for rank in ranks_left:
+            case.failed.setdefault(rank, "")
+        self._forget_left()
+
+    @property
+    def wants_stacks(self) -> bool:
+        """Whether a time limit is over, so that ranks are to be asked for their stacks, too."""
+        return any(case.late for case in self._cases.values())
+
     def on_answer(self, rank: int, where: Whereabouts, now: float) -> None:
         """Note where `rank` is."""
         self._where[rank] = where
@@ -147,6 +165,10 @@ class StuckJudge:
         """Return what has to be done now."""
         found: list[Warn | EndJob] = []
         for case in self._cases.values():
+            if case.late:
+                if self._can_tell(case, case.late[1], now):
+                    return [EndJob(self._late_text(case, case.late[0]))]
+                continue
             self._take_in_silent(case, now)
             inside = [rank for rank in case.first_seen if rank not in case.failed]
             for rank in inside:
@@ -177,3 +199,33 @@ class StuckJudge:
             lines.append(f"  rank {rank} is {method}" + (f" at {where.place}" if where.place else ""))
         lines.append(f"  {verdict}")
         return "\n".join(lines)
+
+    def _can_tell(self, case: _Case, since: float, now: float) -> bool:
+        """Tell whether all ranks have said where they are since the time limit of a call was over, or will not."""
+        return now - since >= SILENT_S or all(self._heard.get(rank, since) > since for rank in self._inside(case))
+
+    def _inside(self, case: _Case) -> list[int]:
+        return sorted(self._ranks - case.failed.keys())
+
+    def _late_text(self, case: _Case, text: str) -> str:
+        assert case.late is not None
+        lines = [f"{text}:"]
+        lines += [f"  {failure}" for _, failure in sorted(case.failed.items()) if failure]
+        for rank in self._inside(case):
+            lines += self._whereabouts(case, rank, case.late[1])
+        left = [str(rank) for rank, failure in sorted(case.failed.items()) if not failure]
+        if left:
+            lines.append(f"  ranks {', '.join(left)} have left it" if left[1:] else f"  rank {left[0]} has left it")
+        return "\n".join([*lines, "  ending the job"])
+
+    def _whereabouts(self, case: _Case, rank: int, since: float) -> list[str]:
+        """Return lines that say where a rank is that has not left a call."""
+        where = self._where.get(rank)
+        if where is None or self._heard.get(rank, since) <= since:
+            return [f"  rank {rank} does not answer: it is in code that holds the interpreter lock, or gone"]
+        if not where.call:
+            return [f"  rank {rank} is in no call: it has not got this one"]
+        place = f"inside comm.{where.method}" if where.method else "at work"
+        earlier = f" in call {where.call}, before this one" if where.call < case.call else ""
+        stack = where.stack.rstrip() or (f"  {where.place}" if where.place else "")
+        return [f"  rank {rank} is {place}{earlier}", *(f"  {line}" for line in stack.splitlines())]

@@ -187,7 +187,7 @@ def _draw_marks(axes: Any, ranks: Sequence[RankTrace], factor: float) -> None:
     points = [(mark.at * factor, row) for row, rank in enumerate(ranks) for mark in rank.marks]
     if points:
         at, rows = zip(*points, strict=True)
-        size = 46 if len(ranks) <= _LABELLED_RANKS else 16
+        size = 46 if len(ranks) <= _LABELLED_RANKS else 26
         axes.scatter(at, rows, marker="X", s=size, color=_MARK, edgecolors="white", linewidths=0.7, zorder=5)
 
 

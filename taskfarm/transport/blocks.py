@@ -115,10 +115,12 @@ class Block:
     def __del__(self) -> None:
         self.close()
 
+    _close_file = staticmethod(os.close)  # modules may have gone before the last block
+
     def close(self) -> None:
         """Hold it no longer: nobody can open it any more, who has mapped it keeps it."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            self._close_file(self.descriptor)
             self.descriptor = -1
 
 

@@ -9,12 +9,15 @@ What is under way then must be ended, or the communicator could never be freed:
 * receives are cancelled. Those that the program itself waits for, in ``MPI.Request.Waitall``, are cancelled by a second
   thread, which looks for such a frame while the first one does not (it needs ``MPI_THREAD_MULTIPLE``, the default);
 * collective operations cannot be cancelled. So before each the ranks *meet*, in a barrier, and only start it when all
-  are there. What is left unfinished is a barrier, then, and the ranks that have not come to it are made to;
+  are there. What is left unfinished is a barrier, then, and the ranks that have not come to it are made to. A rank may
+  also leave the barrier because of a failure while others are through, and have begun the operation: it *owes* that,
+  and begins it afterwards;
 * messages that nobody received are counted, and received when everything else is over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -53,6 +56,8 @@ class Guard:
         What happened to another rank of the team; empty while nothing did.
     n_met : int
         How often the ranks of the team's own communicator were to meet.
+    owed : callable or None
+        Begins the collective operation that the last such meeting was for; None if it has begun, or there is none.
     n_sent_to : dict of int to int
         Messages to each other rank on that communicator.
     n_received : int
@@ -73,6 +78,7 @@ class Guard:
         self.unfinished: list[MPI.Request] = []
         self.failed = ""
         self.n_met = 0
+        self.owed: Callable[[], MPI.Request] | None = None
         self.n_sent_to: dict[int, int] = {}
         self.n_received = 0
         self.is_countable = True
@@ -82,6 +88,18 @@ class Guard:
     def n_unmatched(self) -> int:
         """Messages sent less those received; the sum over the team is 0 if each was received."""
         return sum(self.n_sent_to.values()) - self.n_received
+
+    @property
+    def n_steps(self) -> int:
+        """How far this rank has come: one step to a meeting, one to what it was for."""
+        return 2 * self.n_met - (self.owed is not None)
+
+    def catch_up(self, comm: MPI.Intracomm, n_steps: int) -> list[MPI.Request]:
+        """Begin what this rank has not, but the one that has come farthest; return the requests."""
+        begun = []
+        if self.owed is not None and n_steps >= 2 * self.n_met:
+            begun.append(self.owed())
+        return begun + [comm.Ibarrier() for _ in range((n_steps + 1) // 2 - self.n_met)]
 
     def check(self) -> None:
         """Raise `PeerFailed` if another rank of the team has failed."""
@@ -165,18 +183,27 @@ class Guard:
         if request:
             status = MPI.Status()
             request.Cancel()
-            MPI.Request.Wait(request, status)
+            with contextlib.suppress(MPI.Exception):  # too short for its message, which it has taken all the same
+                MPI.Request.Wait(request, status)
             self.n_received -= counts and status.Is_cancelled()
 
-    def meet(self, comm: Any) -> None:
-        """Return when all ranks of `comm` have come to this point."""
+    def meet(self, comm: Any, start: Callable[[], MPI.Request] | None = None) -> None:
+        """Return when all ranks of `comm` have come to this point; `start` begins what they come for."""
         self.check()
-        self.n_met += comm.is_own
+        if comm.is_own:
+            self.n_met += 1
+            self.owed = start
         self.wait(comm, MPI.Intracomm.Ibarrier(comm))
 
+    def operate(self, comm: Any, start: Callable[[], MPI.Request]) -> None:
+        """Return when the collective operation is complete that `start` begins once all ranks of `comm` have met."""
+        self.meet(comm, start)
+        request = start()
+        self.owed = None
+        self.wait(comm, request)
+
     def count_sent(self, comm: Any, dest: Any) -> None:
-        """Note a message to rank `dest`."""
-        self.check()
+        """Note a message to rank `dest`, which is on its way: one that cannot be pickled never is."""
         if comm.is_own and dest != MPI.PROC_NULL:
             self.n_sent_to[dest] = self.n_sent_to.get(dest, 0) + 1
 
@@ -256,9 +283,8 @@ class GuardedRequest(MPI.Request):
     @classmethod
     def Waitall(cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None) -> Any:
         """Return when all operations are complete."""
-        for request in requests:
-            request.Wait()
-        return MPI.Request.Waitall(requests, statuses)
+        guards = [request.guard for request in requests if isinstance(request, GuardedRequest)]
+        return guards[0].finish(lambda: MPI.Request.Testall(requests, statuses)) if guards else True
 
 
 def _found(answer: tuple[bool, Any]) -> tuple[Any] | None:

@@ -8,30 +8,31 @@ not guarded.
 from __future__ import annotations
 
 import functools
-import pickle
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from mpi4py import MPI
 
+from taskfarm.errors import UsageError
 from taskfarm.transport.comm import wrap
 from taskfarm.transport.guard import Guard
+from taskfarm.transport.guarded_objects import ObjectMethods
 
 __all__ = ["GuardedComm", "guarded"]
 
-_BYTE, _ANY_SOURCE, _ANY_TAG = MPI.BYTE, MPI.ANY_SOURCE, MPI.ANY_TAG
+_ANY_SOURCE, _ANY_TAG = MPI.ANY_SOURCE, MPI.ANY_TAG
 
 
-class GuardedMethods:
+class GuardedMethods(ObjectMethods):
     """The methods that are not made from their names below."""
 
     guard: Guard
     is_own = False
     _plain: Any = MPI.Intracomm
-    rank: int
-    size: int
     Isend: Callable[..., MPI.Request]
+    isend: Callable[..., MPI.Request]
     Irecv: Callable[..., MPI.Request]
 
     @property
@@ -59,7 +60,7 @@ class GuardedMethods:
     ) -> None:
         """Send from one buffer while receiving into another one."""
         guard = self.guard
-        guard.count_sent(self, dest)
+        guard.check()
         receive = self._plain.Irecv(self, recvbuf, source, recvtag)
         try:
             send = self._plain.Isend(self, sendbuf, dest, sendtag)
@@ -67,6 +68,7 @@ class GuardedMethods:
             receive.Cancel()
             MPI.Request.Wait(receive)
             raise
+        guard.count_sent(self, dest)
         guard.wait_both(self, source, receive, send, status)
 
     def Sendrecv_replace(
@@ -105,11 +107,19 @@ class GuardedMethods:
         status: MPI.Status | None = None,
     ) -> Any:
         """Send an object while receiving another one."""
-        self.guard.count_sent(self, dest)
-        request = self.guard.keep_send(self._plain.isend(self, wrap(sendobj), dest, sendtag))
+        request = self.isend(sendobj, dest, sendtag)
         received = self.recv(recvbuf, source, recvtag, status)
         request.Wait()
         return received
+
+    def Iprobe(self, source: int = _ANY_SOURCE, tag: int = _ANY_TAG, status: MPI.Status | None = None) -> bool:
+        """Tell whether a message is here."""
+        found: bool = self._plain.Iprobe(self, source, tag, status)
+        if not found:
+            self.guard.look()
+        return found
+
+    iprobe = Iprobe
 
     def Probe(self, source: int = _ANY_SOURCE, tag: int = _ANY_TAG, status: MPI.Status | None = None) -> Literal[True]:
         """Return when a message is here."""
@@ -146,85 +156,7 @@ class GuardedMethods:
             self.guard.count_received(self, source)
         return found
 
-    # Objects. Pickled before the ranks meet: what cannot be pickled must not leave the others waiting.
-
-    def bcast(self, obj: Any, root: int = 0) -> Any:
-        """Broadcast `obj` of rank `root`; it gets its own object back."""
-        body = _pickled(obj) if self.rank == root else b""
-        size = np.array([len(body)])
-        self._run("Ibcast", size, root)
-        memory = bytearray(body) if self.rank == root else bytearray(size[0])
-        self._run("Ibcast", [memory, _BYTE], root)
-        return obj if self.rank == root else pickle.loads(memory)
-
-    def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
-        """Gather one object of each rank to `root`."""
-        body = _pickled(sendobj)
-        sizes = np.zeros(self.size, dtype=np.int64) if self.rank == root else None
-        self._run("Igather", np.array([len(body)]), sizes, root)
-        if sizes is None:
-            self._run("Igatherv", [body, _BYTE], None, root)
-            return None
-        memory = bytearray(int(sizes.sum()))
-        self._run("Igatherv", [body, _BYTE], [memory, (sizes, _starts(sizes)), _BYTE], root)
-        return _unpickled(memory, sizes)
-
-    def allgather(self, sendobj: Any) -> list[Any]:
-        """Gather one object of each rank to all."""
-        body = _pickled(sendobj)
-        sizes = np.zeros(self.size, dtype=np.int64)
-        self._run("Iallgather", np.array([len(body)]), sizes)
-        memory = bytearray(int(sizes.sum()))
-        self._run("Iallgatherv", [body, _BYTE], [memory, (sizes, _starts(sizes)), _BYTE])
-        return _unpickled(memory, sizes)
-
-    def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
-        """Scatter one object to each rank from `root`."""
-        size = np.zeros(1, dtype=np.int64)
-        if self.rank != root:
-            self._run("Iscatter", None, size, root)
-            memory = bytearray(int(size[0]))
-            self._run("Iscatterv", None, [memory, _BYTE], root)
-            return pickle.loads(memory)
-        bodies = self._pickled_each(sendobj)
-        sizes = np.array([len(body) for body in bodies])
-        self._run("Iscatter", sizes, size, root)
-        memory = bytearray(int(size[0]))
-        self._run("Iscatterv", [b"".join(bodies), (sizes, _starts(sizes)), _BYTE], [memory, _BYTE], root)
-        return pickle.loads(memory)
-
-    def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
-        """Send one object from each rank to each rank."""
-        bodies = self._pickled_each(sendobj)
-        out = np.array([len(body) for body in bodies])
-        into = np.zeros(self.size, dtype=np.int64)
-        self._run("Ialltoall", out, into)
-        memory = bytearray(int(into.sum()))
-        self._run("Ialltoallv", [b"".join(bodies), (out, _starts(out)), _BYTE], [memory, (into, _starts(into)), _BYTE])
-        return _unpickled(memory, into)
-
-    def _pickled_each(self, objects: Sequence[Any] | None) -> list[bytes]:
-        if objects is None or len(objects) != self.size:
-            raise ValueError(f"expecting {self.size} items, one per rank")
-        return [_pickled(item) for item in objects]
-
-    def reduce(self, sendobj: Any, op: Any = MPI.SUM, root: int = 0) -> Any:
-        """Reduce objects to `root`, in rank order."""
-        parts = self.gather(sendobj, root)
-        return None if parts is None else functools.reduce(op, parts)
-
-    def allreduce(self, sendobj: Any, op: Any = MPI.SUM) -> Any:
-        """Reduce objects to all, in rank order; each rank reduces for itself."""
-        return functools.reduce(op, self.allgather(sendobj))
-
-    def scan(self, sendobj: Any, op: Any = MPI.SUM) -> Any:
-        """Reduce the objects of the ranks up to this one, in rank order."""
-        return functools.reduce(op, self.allgather(sendobj)[: self.rank + 1])
-
-    def exscan(self, sendobj: Any, op: Any = MPI.SUM) -> Any:
-        """Reduce the objects of the ranks before this one, in rank order; None on rank 0."""
-        before = self.allgather(sendobj)[: self.rank]
-        return functools.reduce(op, before) if before else None
+    # Collective operations
 
     def barrier(self) -> None:
         """Return when all ranks are here."""
@@ -233,21 +165,31 @@ class GuardedMethods:
     Barrier = barrier
 
     def _run(self, name: str, *args: Any) -> None:
+        self.guard.operate(self, functools.partial(getattr(self._plain, name), self, *args))
+
+    # Communicators
+
+    def Split(self, color: int = 0, key: int = 0) -> Any:
+        """Split into communicators, one per colour."""
+        return self._derive("Split", operator.index(color), operator.index(key))  # raises before the ranks have met
+
+    def Free(self) -> None:
+        """Free a communicator that was derived; the task's own belongs to the farm."""
+        self._release("Free")
+
+    def Disconnect(self) -> None:
+        """Free a communicator that was derived, when its messages are through."""
+        self._release("Disconnect")
+
+    def _release(self, name: str) -> None:
+        if self.is_own:
+            raise UsageError(f"{name}: task_comm() goes with its task; free what you derive from it, and nothing else")
+        getattr(self._plain, name)(self)
+
+    def _derive(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         self.guard.meet(self)
-        self.guard.wait(self, getattr(self._plain, name)(self, *args))
-
-
-def _pickled(obj: Any) -> bytes:
-    return pickle.dumps(wrap(obj), 5)
-
-
-def _unpickled(memory: bytearray, sizes: Any) -> list[Any]:
-    view = memoryview(memory)
-    return [pickle.loads(view[start : start + size]) for start, size in zip(_starts(sizes), sizes, strict=True)]
-
-
-def _starts(sizes: Any) -> Any:
-    return np.concatenate(([0], np.cumsum(sizes)[:-1]))
+        made = getattr(self._plain, name)(self, *args, **kwargs)
+        return guarded(made, self.guard) if isinstance(made, MPI.Intracomm) and made != MPI.COMM_NULL else made
 
 
 # Made from the method of the same name with an I before it.
@@ -261,7 +203,7 @@ _NEIGHBOR = [
 # All ranks enter it together, once they have met.
 _DERIVING = [
     "Clone", "Create", "Create_cart", "Create_dist_graph", "Create_dist_graph_adjacent", "Create_graph", "Dup",
-    "Dup_with_info", "Split", "Split_type",
+    "Dup_with_info", "Split_type",
 ]  # fmt: skip
 _DERIVING_OF_TOPOLOGY = ["Sub", "neighbor_allgather", "neighbor_alltoall"]
 _SENDS = {
@@ -275,42 +217,46 @@ _UNCOUNTED = [
 
 
 def _collective(name: str) -> Callable[..., None]:
+    start = "I" + name[0].lower() + name[1:]
+
     def method(self: Any, /, *args: Any, **kwargs: Any) -> None:
-        guard = self.guard
-        guard.meet(self)
-        guard.wait(self, getattr(self._plain, "I" + name[0].lower() + name[1:])(self, *args, **kwargs))
+        self.guard.operate(self, functools.partial(getattr(self._plain, start), self, *args, **kwargs))
 
     return method
 
 
 def _deriving(name: str) -> Callable[..., Any]:
     def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.guard.meet(self)
-        made = getattr(self._plain, name)(self, *args, **kwargs)
-        return guarded(made, self.guard) if isinstance(made, MPI.Intracomm) and made != MPI.COMM_NULL else made
+        return self._derive(name, *args, **kwargs)
 
     return method
 
 
-def _send(name: str, start: str) -> Callable[..., None]:
-    wraps = start[0] == "i"
-
-    def method(self: Any, /, obj: Any, dest: int, tag: int = 0) -> None:
-        self.guard.count_sent(self, dest)
-        self.guard.wait(self, getattr(self._plain, start)(self, wrap(obj) if wraps else obj, dest, tag))
-
-    return method
+def _begin_send(comm: Any, start: str, message: Any, dest: int, tag: int) -> MPI.Request:
+    comm.guard.check()
+    request: MPI.Request = getattr(comm._plain, start)(comm, message, dest, tag)
+    comm.guard.count_sent(comm, dest)
+    return request
 
 
-def _start_send(name: str) -> Callable[..., Any]:
-    wraps = name[0] == "i"
+def _send(start: str) -> Callable[..., None]:
+    def send_buffer(self: Any, /, buf: Any, dest: int, tag: int = 0) -> None:
+        self.guard.wait(self, _begin_send(self, start, buf, dest, tag))
 
-    def method(self: Any, /, obj: Any, dest: int, tag: int = 0) -> Any:
-        self.guard.count_sent(self, dest)
-        request = getattr(self._plain, name)(self, wrap(obj) if wraps else obj, dest, tag)
-        return self.guard.keep_send(request)
+    def send_object(self: Any, /, obj: Any, dest: int, tag: int = 0) -> None:
+        self.guard.wait(self, _begin_send(self, start, wrap(obj), dest, tag))
 
-    return method
+    return send_object if start[0] == "i" else send_buffer
+
+
+def _start_send(start: str) -> Callable[..., Any]:
+    def send_buffer(self: Any, /, buf: Any, dest: int, tag: int = 0) -> Any:
+        return self.guard.keep_send(_begin_send(self, start, buf, dest, tag))
+
+    def send_object(self: Any, /, obj: Any, dest: int, tag: int = 0) -> Any:
+        return self.guard.keep_send(_begin_send(self, start, wrap(obj), dest, tag))
+
+    return send_object if start[0] == "i" else send_buffer
 
 
 def _start_receive(name: str) -> Callable[..., Any]:
@@ -325,7 +271,11 @@ def _uncounted(name: str) -> Callable[..., Any]:
     def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.guard.check()
         self.guard.is_countable = False
-        return getattr(self._plain, name)(self, *args, **kwargs)
+        made = getattr(self._plain, name)(self, *args, **kwargs)
+        for one in made if isinstance(made, tuple) else (made,):
+            if isinstance(one, GuardedMethods):  # mpi4py makes communicators of the same class
+                one.guard = self.guard
+        return made
 
     return method
 
@@ -336,7 +286,7 @@ def _fill(cls: Any) -> Any:
     made: dict[str, Callable[..., Any]] = {name: _collective(name) for name in _COLLECTIVE + _NEIGHBOR}
     made |= {name: _deriving(name) for name in _DERIVING + _DERIVING_OF_TOPOLOGY}
     for name, start in _SENDS.items():
-        made[name] = _send(name, start)
+        made[name] = _send(start)
         made[start] = _start_send(start)
     made |= {name: _start_receive(name) for name in ("Irecv", "irecv")}
     started = [name for name in dir(plain) if name[0] == "I" and name[1:2].islower() and name not in made]

@@ -12,6 +12,7 @@ or is in shared memory when `SharedLink.put` returns, so nobody needs to wait fo
 from __future__ import annotations
 
 import array
+import math
 import os
 import socket
 from collections import Counter, deque
@@ -29,6 +30,9 @@ __all__ = ["ChildTransport", "SharedLink"]
 _HEAD = Struct("<IiIII")  # size of the control message, rank, number of references, of releases, of segments dropped
 _REFERENCE = Struct("<BQQQ")  # flags, segment, offset, the segment's size
 _YOURS, _GIVEN, _NEW = 1, 2, 4
+_TIMEVAL = Struct("@ll")  # seconds, microseconds
+FIRST_WAIT_S = 0.02  # of a child, in which `wake` of another thread does not end its wait
+_HEAD_SIZE, _DONTWAIT = _HEAD.size, int(socket.MSG_DONTWAIT)  # hot path: see `taskfarm.fast`
 _READ_BYTES = 1 << 14  # how much is asked of a socket at once; a larger buffer takes longer to make
 _MAX_DESCRIPTORS = 64  # of one message; SCM_MAX_FD of Linux is 253
 _DESCRIPTORS_BYTES = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -53,7 +57,7 @@ class SharedLink:
     rank = 0  # of the other end, for a child: where everything goes
 
     def __init__(self, sock: socket.socket, arena: Arena) -> None:
-        sock.setblocking(False)
+        sock.setblocking(True)  # each call says whether it may block
         self.sock = sock
         self.is_open = True
         self.unsent: deque[memoryview] = deque()
@@ -70,6 +74,12 @@ class SharedLink:
     def put(self, rank: int, frame: Frame, *, keep: bool = False) -> None:
         """Send `frame`, which is for or from `rank`; with `keep`, its memory stays as it is whatever is done to it."""
         control, bulk = encode(frame)
+        if not (bulk or self.unsent or self._mapped.ended or self._arena.dropped) and self.is_open:
+            if not (rest := self._send_at_once(_HEAD.pack(len(control), rank, 0, 0, 0) + control)):
+                return
+            self.unsent.append(rest)
+            self._descriptors.append([])
+            return
         descriptors: list[int] = []
         references = (self._give(bulk, descriptors) if keep else self._refer(bulk, descriptors)) if bulk else b""
         ended, dropped = self._mapped.ended, self._arena.dropped
@@ -85,6 +95,17 @@ class SharedLink:
         self.unsent.append(memoryview(b"".join((head, control, references, numbers))))
         self._descriptors.append(descriptors)
         self.push()
+
+    def _send_at_once(self, data: bytes) -> memoryview | None:
+        """Send `data`, behind which nothing waits; return what the socket did not take."""
+        try:
+            n = self.sock.send(data, _DONTWAIT)
+        except BlockingIOError:
+            n = 0
+        except OSError:
+            self.is_open = False
+            return None
+        return None if n == len(data) else memoryview(data)[n:]
 
     def _give(self, bulk: Sequence[Buffer], descriptors: list[int]) -> bytes:
         descriptors.extend(give_away(buffer) for buffer in bulk)
@@ -133,12 +154,12 @@ class SharedLink:
                     batch = waiting[:_MAX_DESCRIPTORS]
                     data = unsent[0] if len(waiting) <= _MAX_DESCRIPTORS else unsent[0][:1]
                     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", batch))
-                    n = self.sock.sendmsg([data], [rights])
+                    n = self.sock.sendmsg([data], [rights], _DONTWAIT)
                     for descriptor in batch:
                         os.close(descriptor)
                     del waiting[:_MAX_DESCRIPTORS]
                 else:
-                    n = self.sock.send(unsent[0])
+                    n = self.sock.send(unsent[0], _DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
@@ -152,11 +173,14 @@ class SharedLink:
 
     # Receiving
 
-    def pull(self, found: deque[Incoming]) -> None:
-        """Read what has come, and append the frames that are whole, with their ranks, to `found`."""
+    def pull(self, found: deque[Incoming], flags: int = _DONTWAIT) -> None:
+        """Read what has come, and append the frames that are whole, with their ranks, to `found`.
+
+        Without flags, the first read waits for up to the receive timeout of the socket.
+        """
         while self.is_open:
             try:
-                data, rights, _, _ = self.sock.recvmsg(_READ_BYTES, _DESCRIPTORS_BYTES)
+                data, rights, _, _ = self.sock.recvmsg(_READ_BYTES, _DESCRIPTORS_BYTES, flags)
             except BlockingIOError:
                 return
             except OSError:
@@ -169,11 +193,27 @@ class SharedLink:
             if not data:
                 self.is_open = False
                 return
+            if not self._unread and self._parse_single(data, found):
+                return
             self._unread += data
             while self._parse(found):
                 pass
+            flags = _DONTWAIT
             if len(data) < _READ_BYTES and not rights:
                 return  # the next look would find nothing, most likely
+
+    def _parse_single(self, data: bytes, found: deque[Incoming]) -> bool:
+        """Append the frame that `data` is, if it is one whole frame without buffers: nearly all of them are."""
+        if len(data) < _HEAD_SIZE:
+            return False
+        size, rank, n_references, n_released, n_dropped = _HEAD.unpack_from(data)
+        if len(data) != _HEAD_SIZE + size or n_references or n_released or n_dropped:
+            return False
+        frame = parse_whole(data[_HEAD_SIZE:])
+        if frame is None:
+            return False
+        found.append((rank, frame))
+        return True
 
     def _parse(self, found: deque[Incoming]) -> bool:
         unread = self._unread
@@ -249,6 +289,7 @@ class ChildTransport(StreamTransport):
 
     def __init__(self, rank: int, size: int, sock: socket.socket) -> None:
         super().__init__(rank, size, {})
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(0, round(FIRST_WAIT_S * 1e6)))
         self._link = SharedLink(sock, Arena())
         self._links = {0: self._link}  # type: ignore[dict-item]
 
@@ -256,6 +297,15 @@ class ChildTransport(StreamTransport):
         """Send `frame` to several ranks; when this returns, its memory may be changed."""
         for dest in dests:
             self._link.put(dest, frame)
+
+    def receive(self, deadline: float) -> Incoming | None:
+        """Wait for the next frame; see the protocol. It mostly comes soon: one system call waits and reads."""
+        link = self._link
+        if deadline == math.inf and link.is_open and not (self._ready or self._lost or self._woken or link.unsent):
+            link.pull(self._ready, 0)
+            if self._ready:
+                return self._ready.popleft()
+        return super().receive(deadline)
 
     def send_or_copy(self, dest: int, frame: Frame) -> None:
         """Send `frame`; when this returns, its memory may be changed."""

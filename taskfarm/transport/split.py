@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mpi4py import MPI
@@ -58,9 +59,8 @@ def own_comm() -> Any:
     return MPI.COMM_SELF
 
 
-def workers_comm() -> Any:
-    """Return a communicator over all ranks of the world but rank 0; collective over these, None on rank 0."""
-    if MPI.COMM_WORLD.rank == 0:
+def workers_comm(ranks: Sequence[int]) -> Any:
+    """Return a communicator over `ranks` of the world, which must all call this; None on other ranks."""
+    if MPI.COMM_WORLD.rank not in ranks:
         return None
-    group = MPI.COMM_WORLD.Get_group().Excl([0])
-    return MPI.COMM_WORLD.Create_group(group)
+    return MPI.COMM_WORLD.Create_group(MPI.COMM_WORLD.Get_group().Incl(ranks))

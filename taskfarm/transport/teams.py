@@ -57,20 +57,25 @@ class Team:
         """Free the communicator, in which nothing is left."""
         self._comm.Free()
 
-    def tidy(self, n_met: int) -> None:
+    def tidy(self, n_steps: int) -> None:
         """Finish what a failed task has left, together with the other ranks, and free the communicator.
 
         Parameters
         ----------
-        n_met : int
-            How often the rank that has come farthest has met the others.
+        n_steps : int
+            Of the rank that has come farthest; see `Guard.n_steps`.
         """
         guard = self.guard
         if guard is None:
             return
         deadline = time.monotonic() + TIDY_S
         comm = self._comm
-        rest = [comm.Ibarrier() for _ in range(n_met - guard.n_met)]
+        try:
+            rest = guard.catch_up(comm, n_steps)
+        except Exception:  # it would have failed here, too; the others have begun it
+            logger.warning("a failed task has left an operation that cannot be begun", exc_info=True)
+            self.keep_for_ever()
+            return
         sent = np.array([guard.n_sent_to.get(rank, 0) for rank in range(comm.size)])
         expected = np.zeros_like(sent)
         rest.append(comm.Ialltoall(sent, expected))

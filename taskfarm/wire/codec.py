@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Sequence
 from types import FunctionType
@@ -21,7 +22,16 @@ import numpy as np
 from taskfarm.fast import new_tuple
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["OOB_MIN_BYTES", "PLAIN_TYPES", "Packed", "empty_buffer", "has_modules_by_value", "pack", "unpack"]
+__all__ = [
+    "OOB_MIN_BYTES",
+    "PLAIN_TYPES",
+    "Packed",
+    "empty_buffer",
+    "has_modules_by_value",
+    "pack",
+    "pack_each",
+    "unpack",
+]
 
 OOB_MIN_BYTES = 32 * 1024  # measured with benchmarks/wire.py: below, one message with a copy beats two without
 _PROTOCOL = 5
@@ -45,18 +55,57 @@ class Packed(NamedTuple):
 
 
 def _reduce_array(array: np.ndarray[Any, Any]) -> Any:
-    """Reduce an array; a large strided one is made contiguous once, so that it also travels out of band."""
-    if array.nbytes >= OOB_MIN_BYTES and not array.flags.forc and not array.dtype.hasobject:
-        array = np.ascontiguousarray(array)
+    """Reduce an array; a large strided one is made contiguous once, so that it also travels out of band.
+
+    So do dates, which have no buffer of their own, as integers.
+    """
+    if array.nbytes >= OOB_MIN_BYTES and not array.dtype.hasobject:
+        if not array.flags.forc:
+            array = np.ascontiguousarray(array)
+        if array.dtype.kind in "mM":
+            return _view, (array.view(np.int64), array.dtype)
     return array.__reduce_ex__(_PROTOCOL)
 
 
+def _view(numbers: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return numbers.view(dtype)
+
+
+def _reduce_memmap(array: np.memmap[Any, Any]) -> Any:
+    """Reduce an array in a file to one in memory: it arrives without its file anyway, and the class has no buffers."""
+    return _reduce_array(np.asarray(array))
+
+
+def _reduce_masked(array: Any) -> Any:
+    """Reduce a masked array to its data and its mask; the class itself pickles both in band."""
+    if array.nbytes < OOB_MIN_BYTES:
+        return array.__reduce__()
+    mask = None if array.mask is np.ma.nomask else array.mask
+    return _mask, (np.asarray(array.data), mask, array.fill_value)
+
+
+def _mask(data: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None, fill_value: Any) -> Any:
+    return np.ma.MaskedArray(data, np.ma.nomask if mask is None else mask, fill_value=fill_value)
+
+
+class _Reducers(ChainMap[Any, Any]):
+    """How arrays are reduced; what others have registered stands behind."""
+
+    def __missing__(self, kind: type) -> Any:
+        if kind is getattr(sys.modules.get("numpy.ma"), "MaskedArray", None):  # slow to import, and rare
+            return _reduce_masked
+        return super().__missing__(kind)
+
+
+_ARRAYS = {np.ndarray: _reduce_array, np.memmap: _reduce_memmap}
+
+
 class _StridedPickler(pickle.Pickler):
-    dispatch_table: ClassVar[Any] = ChainMap({np.ndarray: _reduce_array}, copyreg.dispatch_table)  # type: ignore[misc]
+    dispatch_table: ClassVar[Any] = _Reducers(_ARRAYS, copyreg.dispatch_table)  # type: ignore[misc]
 
 
 class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table: ClassVar[Any] = ChainMap({np.ndarray: _reduce_array}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table: ClassVar[Any] = _Reducers(_ARRAYS, cloudpickle.Pickler.dispatch_table)
 
 
 class _Buffers(list[memoryview]):
@@ -84,7 +133,7 @@ def _holds_strided(obj: Any, depth: int = 2) -> bool:
 
 
 def _is_plain(obj: Any, depth: int = 3) -> bool:
-    """Tell whether a short look shows that the pickle of `obj` names nothing of ``__main__`` and has no strided array.
+    """Tell whether a short look shows that the pickle of `obj` names nothing of ``__main__`` and holds no large array.
 
     So that the pickles of large plain things need not be searched.
     """
@@ -96,7 +145,8 @@ def _is_plain(obj: Any, depth: int = 3) -> bool:
     if kind is dict:
         return _is_plain(list(obj), depth) and _is_plain(list(obj.values()), depth)
     if kind is np.ndarray:
-        return not obj.dtype.hasobject and bool(obj.flags.forc or obj.nbytes < OOB_MIN_BYTES)
+        dtype = obj.dtype
+        return not dtype.hasobject and bool((obj.flags.forc and dtype.kind not in "mM") or obj.nbytes < OOB_MIN_BYTES)
     return kind is FunctionType and obj.__module__ != "__main__"
 
 
@@ -150,6 +200,21 @@ def pack(obj: object) -> Packed:
         if size >= OOB_MIN_BYTES and b"numpy" in body:  # perhaps a strided array, which plain pickle copies in band
             return _dump(_StridedPickler, obj)
     return new_tuple(Packed, (body, buffers))
+
+
+def pack_each(objs: Sequence[object]) -> tuple[list[bytes], list[int], list[memoryview]]:
+    """Turn each of `objs` into bytes of its own, as `pack` does, plain ones four times as fast.
+
+    Returns
+    -------
+    tuple of list
+        The pickles, the number of buffers of each (empty if none has any), and all buffers.
+    """
+    if PLAIN_TYPES.issuperset(map(type, objs)):
+        return [_dumps(obj, _PROTOCOL) for obj in objs], [], []
+    packed = [pack(obj) for obj in objs]
+    buffers = [buffer for one in packed for buffer in one.buffers]
+    return [one.body for one in packed], [len(one.buffers) for one in packed] if buffers else [], buffers
 
 
 _NOTHING = Packed(pickle.dumps(None, _PROTOCOL), [])  # what most tasks return

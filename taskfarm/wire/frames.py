@@ -84,7 +84,11 @@ class Kind(IntEnum):
     LIMIT = 29  #: how long items of the batch that comes next may take; the body is float64, seconds [batch number, -]
     CANCEL = 30  #: end the process that runs an item [batch number, position of the item in it]
     TRACE = 31  #: `option` says: what time is it, or hand in what was recorded [question number, ns of the clock]
-    TEAM_MEET = 32  #: the ranks of a task meet before they make their communicator [run number, what is said]
+    GROUP = 32  #: to the controller of a group: the body lists its workers; to these: no body [number of groups, size]
+    PORTION = 33  #: items of a job for a group, in pieces; `option` is that of batches [portion number, job number]
+    PARTS = 34  #: what has become of parts of portions; `option` says if it answers a RECALL [-, -]
+    RECALL = 35  #: give back items that nobody has begun, and answer with PARTS [job number, number of items]
+    TEAM_MEET = 36  #: the ranks of a task meet before they make their communicator [run number, what is said]
 
 
 # Frames that every worker passes on to its children in the tree before it acts on them.

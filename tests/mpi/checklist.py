@@ -10,7 +10,7 @@ import ast
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -38,26 +38,30 @@ class Checklist:
 
     def __init__(self, base_dir: Path) -> None:
         self._base_dir = base_dir
-        self._outcomes: dict[tuple[str, int, str], dict[str, Outcome]] = {}
+        self._outcomes: dict[tuple[str, int, str, frozenset[tuple[str, str]]], dict[str, Outcome]] = {}
 
-    def verify(self, program: str, n: int, name: str, *, launcher: str = "mpiexec") -> None:
-        """Fail unless the check `name` of `program` passed on `n` ranks."""
-        key = (program, n, launcher)
+    def verify(
+        self, program: str, n: int, name: str, *, launcher: str = "mpiexec", env: Mapping[str, str] | None = None
+    ) -> None:
+        """Fail unless the check `name` of `program` passed on `n` ranks, with `env` in the environment."""
+        key = (program, n, launcher, frozenset((env or {}).items()))
         if key not in self._outcomes:
-            self._outcomes[key] = self._run(program, n, launcher)
+            self._outcomes[key] = self._run(program, n, launcher, env or {})
         outcomes = self._outcomes[key]
         not_reached = Outcome(False, "the job ended before this check\n" + outcomes.get(JOB_END, Outcome(False)).text)
         outcome = outcomes.get(name, not_reached)
         if not outcome.passed:
             pytest.fail(f"{program} on {n} ranks: {name}\n{outcome.text}", pytrace=False)
 
-    def _run(self, program: str, n: int, launcher: str) -> dict[str, Outcome]:
+    def _run(self, program: str, n: int, launcher: str, added: Mapping[str, str]) -> dict[str, Outcome]:
         names = check_names(program, n)
         outcomes: dict[str, Outcome] = {}
         after = ""
         for attempt in range(MAX_RESTARTS):
-            work_dir = self._base_dir / f"{Path(program).stem}-{n}-{launcher.split()[0]}-{attempt}"
+            name = "-".join([Path(program).stem, str(n), launcher.split()[0], *sorted(added), str(attempt)])
+            work_dir = self._base_dir / name
             env = {
+                **added,
                 "TF_CHECKS_AFTER": after,
                 "PARALLEL_LOCAL_STORAGE": str(work_dir / "local"),
                 "PARALLEL_MIRRORED_STORAGE": str(work_dir / "mirror"),

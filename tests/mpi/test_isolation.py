@@ -78,6 +78,28 @@ def test_nothing_is_left(start_mpi: Launch[Job], who: str, number: int) -> None:
     assert job.finish(timeout_s=30).status != 0
 
 
+@pytest.mark.parametrize("options", ["", "--survive"])
+def test_the_fork_server_is_killed(run_mpi: Launch[Result], options: str) -> None:
+    """A rank whose fork server is gone can run nothing: it ends with one clear line, as a rank that died."""
+    program = """
+    import os, signal, time
+    from taskfarm import Executor
+    def work():
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1000)
+    with Executor() as executor:
+        print("error", executor.with_options(retries=0, ranks=1).submit(work).exception(), flush=True)
+        print("value", executor.submit(pow, 2, 5).result(), flush=True)
+    """
+    result = run_mpi(program, 3, launcher=f"taskfarm run --isolate {options}".strip(), timeout_s=30)
+    assert "the fork server of this rank's task children is gone" in result.stderr, result.describe()
+    assert "Traceback" not in result.stderr, result.describe()
+    if options:
+        assert result.status == 0 and "value 32" in result.stdout, result.describe()
+    else:
+        assert result.status not in (0, -1) and "value" not in result.stdout, result.describe()
+
+
 def test_an_interrupt_ends_the_task(start_mpi: Launch[Job]) -> None:
     """An interrupt that a worker gets reaches the task that runs in its child, as it would in the rank."""
     program = """

@@ -57,7 +57,7 @@ def test_the_view(tmp_path: Path, on_terminal: bool) -> None:
     assert any("2 of 2 workers busy" in line and " ahead" in line for line in lines), lines
     assert any(re.search(r"\d/s", line) for line in lines), lines
     assert "12 done" in lines[-1], lines
-    assert re.search(r"\d\.\d GB here", text), lines
+    assert re.search(r"\d\.\d GB", text), lines
 
 
 def read_all(descriptor: int, parts: list[bytes]) -> None:

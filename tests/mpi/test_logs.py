@@ -54,3 +54,17 @@ def test_lines_of_all_ranks(run_mpi: Launch[Result], forwarded: bool) -> None:
         assert "0" in tags.pop()
         (line,) = [line for line in result.stdout.splitlines() if line.endswith("done")]
         assert re.match(r"\[(\w+,)?0\]", line) or re.match(r"\[.*0\]<stdout>", line)
+
+
+@pytest.mark.parametrize("unbuffered", ["1", None])
+def test_tags_stand_before_whole_lines(run_mpi: Launch[Result], unbuffered: str | None) -> None:
+    """However Python buffers: a launcher tags what it reads, which may be half a line."""
+    program = """
+        for number in range(1500):
+            print("line", number, "x" * (number % 50))
+    """
+    result = run_mpi(program, 2, launcher="taskfarm run --tag-output", env={"PYTHONUNBUFFERED": unbuffered}).check(0)
+    lines = [re.fullmatch(r"\[.*?(\d)\]\D*(line \d+ x*)", line) for line in result.stdout.splitlines()]
+    expected = [f"line {number} {'x' * (number % 50)}" for number in range(1500)]
+    for rank in "01":
+        assert [found[2] for found in lines if found is not None and found[1] == rank] == expected

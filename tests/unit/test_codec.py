@@ -11,6 +11,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -243,6 +244,52 @@ def test_a_read_only_array_stays_read_only(size: int) -> None:
     array = np.zeros(size)
     array.flags.writeable = False
     assert not there_and_back(array).flags.writeable
+
+
+MASKED = np.ma.masked_less(np.arange(float(LARGE)), 5.0)
+MASKED.fill_value = -1.0
+
+
+@pytest.mark.parametrize(
+    "inside", [lambda array: array, lambda array: {"a": [array]}, lambda array: (array, lambda: 1)]
+)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(LARGE).astype("M8[s]"),
+        np.asfortranarray(np.arange(LARGE).reshape(2, -1)).view("m8[ms]"),
+        np.arange(2 * LARGE).astype(">M8[D]")[::2],
+        MASKED,
+        np.ma.MaskedArray(np.arange(LARGE)),
+        np.ma.masked_less(np.arange(2 * LARGE), 5)[::2],
+    ],
+    ids=["dates", "spans in Fortran order", "strided dates", "masked", "nothing masked", "strided and masked"],
+)
+def test_arrays_of_classes_without_buffers_leave_out_of_band(array: Any, inside: Callable[[Any], Any]) -> None:
+    """Dates, spans of time and masked arrays, wherever they are; they arrive as what they were."""
+    packed = pack(inside(array))
+    assert sum(map(len, packed.buffers)) >= array.nbytes
+    assert len(packed.body) < OOB_MIN_BYTES
+    landed = unpack(*received(packed))
+    while isinstance(landed, (dict, list, tuple)):
+        landed = landed["a"] if isinstance(landed, dict) else landed[0]
+    assert type(landed) is type(array)
+    assert landed.dtype == array.dtype
+    assert landed.flags.f_contiguous == np.asarray(array).flags.f_contiguous or not array.flags.forc
+    np.testing.assert_array_equal(landed, array)
+    np.testing.assert_array_equal(np.ma.getmaskarray(landed), np.ma.getmaskarray(array))
+    if isinstance(array, np.ma.MaskedArray):
+        assert landed.fill_value == array.fill_value
+
+
+def test_an_array_in_a_file_arrives_in_memory(tmp_path: Path) -> None:
+    """Out of band; it has left its file, so it is an array like any other."""
+    np.save(tmp_path / "a.npy", np.arange(LARGE))
+    array = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert sum(map(len, pack(array).buffers)) == array.nbytes
+    landed = there_and_back({"a": array})["a"]
+    assert type(landed) is np.ndarray
+    np.testing.assert_array_equal(landed, array)
 
 
 def test_large_strided_arrays_are_copied_once() -> None:

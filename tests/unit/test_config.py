@@ -35,6 +35,7 @@ def test_defaults() -> None:
         "log": "",
         "forward_logs": False,
         "watch": "",
+        "group_size": None,
     }
 
 
@@ -65,6 +66,8 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("TASKFARM_HANG_S", "600", "hang_s", 600.0),
     ("TASKFARM_ISOLATE", "0", "isolate", False),
     ("TASKFARM_ISOLATE", "1", "isolate", True),
+    ("TASKFARM_GROUP_SIZE", "0", "group_size", 0),
+    ("TASKFARM_GROUP_SIZE", "128", "group_size", 128),
 ]
 
 

@@ -16,7 +16,7 @@ import pytest
 from runtime_support import LIMIT_S, LocalFarm, local_farm
 
 from taskfarm.config import Config
-from taskfarm.errors import RemoteError
+from taskfarm.errors import RemoteError, UsageError
 from taskfarm.futures import Executor, ExecutorBrokenError
 from taskfarm.futures._comm import _CommExecutor
 from taskfarm.futures._ending import note_broken
@@ -24,19 +24,30 @@ from taskfarm.futures._future import broken
 from taskfarm.futures._tasks import TaskJob
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.portions import Part, Singles, parts_frame
+from taskfarm.runtime.relay_crew import RelayCrew
 from taskfarm.runtime.session import Session
 from taskfarm.wire.frames import Frame, Kind
 
+# By number of ranks: with 2 and 4 of them rank 0 feeds all workers, with 3 and 6 it feeds groups.
+GROUPS = {3: {1: (2,)}, 6: {1: (2, 3), 4: (5,)}}
 
-@pytest.fixture(params=[2, 4])
+
+@pytest.fixture(params=[2, 4, *GROUPS])
 def farm(request: pytest.FixtureRequest) -> Iterator[LocalFarm]:
     with local_farm(request.param) as farm:
         yield farm
 
 
+def new_crew(farm: LocalFarm) -> Crew:
+    """Return a crew of all workers."""
+    groups = GROUPS.get(farm.hub.size)
+    return RelayCrew(farm.controller, groups) if groups else Crew(farm.controller, range(1, farm.hub.size))
+
+
 @pytest.fixture
 def executor(farm: LocalFarm) -> Iterator[Executor]:
-    crew = Crew(farm.controller, range(1, farm.hub.size))
+    crew = new_crew(farm)
     hall = Hall(Session(Config(blas_threads=0)), crew, lambda deadline: None)
     executor = _CommExecutor(hall)
     yield executor
@@ -80,6 +91,47 @@ def test_maps(executor: Executor) -> None:
     assert [next(results) for _ in range(50)] == list(range(50))
     with pytest.raises(Oops):
         next(results)
+
+
+def test_no_more_is_read_than_is_wanted(executor: Executor) -> None:
+    """While another thread is at it, and the crew learns of nothing, a map reads no more than it was to have ahead."""
+    n_read = 0
+
+    def items() -> Iterator[int]:
+        nonlocal n_read
+        while n_read < 100_000:
+            n_read += 1
+            yield n_read
+
+    executor.submit(abs, 1).result(LIMIT_S)
+    crew = executor._crew
+    with crew._lock:
+        results = executor.map(abs, items())
+    assert 0 < n_read < 1000
+    results.close()
+
+
+def test_placed_tasks_are_not_for_groups(farm: LocalFarm, executor: Executor) -> None:
+    """Where groups have controllers of their own, a task for particular workers is refused with the way out."""
+    if farm.hub.size in GROUPS:
+        with pytest.raises(UsageError, match="TASKFARM_GROUP_SIZE=0"):
+            executor.with_options(ranks_in=[2]).submit(abs, -1)
+    else:
+        assert executor.with_options(ranks_in=[1]).submit(abs, -1).result(LIMIT_S) == 1
+
+
+def test_busy_workers_of_groups(farm: LocalFarm, executor: Executor) -> None:
+    """What the live view shows: who works, and how much is under way; nobody and nothing at the end."""
+    gate = threading.Event()
+    gates.append(gate)
+    executor.submit(abs, 1).result(LIMIT_S)
+    crew = executor._crew
+    futures = [executor.submit(wait_at_gate, len(gates) - 1) for _ in range(executor.num_workers)]
+    assert len(crew.busy_workers) == executor.num_workers and crew.busy_workers <= set(crew.workers)
+    assert crew.n_in_hand == executor.num_workers
+    gate.set()
+    std.wait(futures, LIMIT_S)
+    assert not crew.busy_workers and crew.n_in_hand == 0
 
 
 def test_one_item_fails_alone(executor: Executor) -> None:
@@ -245,7 +297,7 @@ def test_a_cancelled_task_that_a_worker_gives_back(executor: Executor, cancels_a
 def test_workers_end_when_somebody_has_waited(farm: LocalFarm) -> None:
     """Workers of executors alone leave after a `shutdown` that waits, also behind one that did not."""
     sent_away: list[float] = []
-    crew = Crew(farm.controller, range(1, farm.hub.size))
+    crew = new_crew(farm)
     executor = _CommExecutor(Hall(Session(Config(blas_threads=0)), crew, sent_away.append))
     future = executor.submit(abs, -1)
     executor.shutdown(wait=False)
@@ -279,8 +331,8 @@ def test_functions_are_sent_once_per_worker(farm: LocalFarm, executor: Executor,
     table = list(range(3000))
     assert list(executor.map(lambda i: table[i], range(3000), chunksize=50)) == table
     executor.submit(abs, 1).result(LIMIT_S)
-    batches = [dest for dest, kind in sent if kind is Kind.BATCH]
-    assert len(batches) > 5
+    batches = [dest for dest, kind in sent if kind in (Kind.BATCH, Kind.PORTION)]
+    assert len(batches) > (1 if farm.hub.size in GROUPS else 5)
     for worker in set(batches):
         kinds = [kind for dest, kind in sent if dest == worker]
         assert kinds.count(Kind.FUNCTION) <= 3  # the initializer, the map's, that of submitted tasks
@@ -292,6 +344,9 @@ def test_strange_reports_change_nothing(farm: LocalFarm, executor: Executor) -> 
     for body in (b"", b"x" * 16, b"\0" * 16, bytes(100)):
         for number in (0, 1, 10**6, -1):
             farm.controller.handle(1, Frame(Kind.BATCH_DONE, number, 3, 0, body))
+            farm.controller.handle(1, Frame(Kind.PARTS, body=body))
+            farm.controller.handle(1, parts_frame([Part(number, 0, 1, 0, 0, 0.0)], [], False))
+            farm.controller.handle(1, parts_frame([], [Singles(1, 0.0, [number], [0], [b""])], False))
     assert executor.submit(abs, -3).result(LIMIT_S) == 3
     assert list(executor.map(abs, range(100))) == list(range(100))
 
@@ -344,7 +399,7 @@ def test_threads_take_turns(executor: Executor) -> None:
 
 def test_initializer(farm: LocalFarm) -> None:
     """It is run once per worker; if it fails, futures and later submits say so."""
-    crew = Crew(farm.controller, range(1, farm.hub.size))
+    crew = new_crew(farm)
     hall = Hall(Session(Config(blas_threads=0)), crew, lambda deadline: None)
     hall.enter()
     logs.append([])

@@ -96,7 +96,7 @@ def test_launcher(tmp_path: Path) -> None:
 
 def test_root_and_room(tmp_path: Path) -> None:
     """More ranks than the batch job has CPUs; what `run` takes care of is no alarm."""
-    assert local.check_root_and_room(OPEN_MPI, 2, situation(tmp_path)).text == "2 ranks, 4 usable cores"
+    assert local.check_root_and_room(OPEN_MPI, 2, situation(tmp_path)).text == "2 ranks for 4 usable cores"
     finding = local.check_root_and_room(OPEN_MPI, 8, situation(tmp_path, is_root=True))
     assert finding.level is Level.OK
     assert "root; Open MPI refuses that, unless told; `taskfarm run` tells it" in finding.text
@@ -127,8 +127,12 @@ def test_segments_that_killed_jobs_left(tmp_path: Path) -> None:
     (proc / "17" / "maps").write_text(f"7f00-7f01 rw-s 0 00:17 5 {shm}/sm_segment.alive\n7f02-7f03 rw-p 0 00:00 0\n")
     assert local.shared_memory_left_over(shm, proc) == [shm / "mpich_shm_dead"]
     _, finding = local.check_shared_memory(shm, 1, proc)
-    assert is_alarm(finding, Level.WARNING, "left 1 files", f"rm {shm}/mpich_shm_dead")
-    (shm / "mpich_shm_dead").unlink()
+    assert is_alarm(finding, Level.WARNING, "left 1 file of", "taskfarm doctor --clean")
+    removed = local.remove_left_over(shm, proc)
+    assert removed is not None
+    assert removed.text.startswith("removed 1 file of 1e-05 MB")
+    assert sorted(path.name for path in shm.iterdir()) == ["database", "sm_segment.alive", "sm_segment.young"]
+    assert local.remove_left_over(shm, proc) is None
     assert [finding.level for finding in local.check_shared_memory(shm, 1, proc)] == [Level.OK]
 
 
@@ -223,13 +227,14 @@ def plan_of(*command: str, n_ranks: int = 2) -> LaunchPlan:
     ("words", "parts"),
     [
         (("/no/such/launcher",), ["status 127", "No such file"]),
-        (("sh", "-c", "echo no route; exit 3"), ["status 3", "it said: no route"]),
+        (("sh", "-c", "echo no route; exit 3"), ["status 3", "it said: no route", "-n 2 --mpiexec 'mpirun -f x' -v"]),
+        (("sh", "-c", "echo ===; echo cause; seq 9; exit 3"), ["it said: cause | 1 | 2 | ... | 8 | 9"]),
         (("sh", "-c", 'echo "[{}]" > "$0"'), ["started 2 processes", "worlds of 1 rank", "MPI4PY_LIBMPI"]),
     ],
 )
 def test_jobs_that_fail(words: Sequence[str], parts: list[str]) -> None:
     """What the launcher said is shown."""
-    found, finding = run_job(plan_of(*words), 20.0)
+    found, finding = run_job(plan_of(*words), 20.0, "mpirun -f x")
     assert found == []
     assert is_alarm(finding, Level.ERROR, *parts)
 

@@ -230,7 +230,11 @@ def test_kinds_fit_the_head() -> None:
         "LIMIT": 29,
         "CANCEL": 30,
         "TRACE": 31,
-        "TEAM_MEET": 32,
+        "GROUP": 32,
+        "PORTION": 33,
+        "PARTS": 34,
+        "RECALL": 35,
+        "TEAM_MEET": 36,
     }
 
 

@@ -19,6 +19,8 @@ from taskfarm.futures._journaled import JournaledMap, Shelf
 from taskfarm.runtime.results import Results, pack_results
 from taskfarm.runtime.runner import encode_failure, failure_of
 
+FIRST = digest_of("first")
+
 
 def double(x: Any) -> Any:
     return x * 2
@@ -50,7 +52,7 @@ def test_results_are_kept(path: Path) -> None:
     journal.close()
     journal.close()
     journal, chapter = reopened(path)
-    assert chapter.keys == {keys[0], keys[2], keys[3]}
+    assert chapter.places.keys() == {keys[0], keys[2], keys[3]}
     assert chapter.get(keys[0]) == 1 and chapter.get(keys[3]) == {"a": [1, 2]}
     found = chapter.get(keys[2])
     assert np.array_equal(found, array)
@@ -110,8 +112,8 @@ def test_a_damaged_journal(path: Path) -> None:
 def test_a_full_disk(path: Path) -> None:
     """Where no space is left the error says so, and what was kept before is still there."""
     journal, chapter = reopened(path)
-    chapter.put_one(b"first", 1)
-    assert chapter.get(b"first") == 1
+    chapter.put_one(FIRST, 1)
+    assert chapter.get(FIRST) == 1
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(JournalError, match="no space is left"):
@@ -119,10 +121,15 @@ def test_a_full_disk(path: Path) -> None:
             chapter.put_one(digest_of(index), bytes(100_000))
             chapter.get(digest_of(index))
     with pytest.raises(JournalError, match="no space is left"):
-        journal.close()
+        chapter.put_one(digest_of("more"), 1)
+    journal.close()  # which has been told
     journal, chapter = reopened(path)
-    assert chapter.get(b"first") == 1
-    journal.close()
+    assert chapter.get(FIRST) == 1
+    chapter.put_one(digest_of("last"), 1)
+    journal._db.execute("PRAGMA query_only = 1")  # what is committed while it is closed fails, and nobody knows yet
+    chapter.put_one(digest_of("lost"), 1)
+    with pytest.raises(JournalError, match="readonly"):
+        journal.close()
 
 
 def make(constant: int, default: int = 0) -> Callable[[int], int]:
@@ -147,8 +154,8 @@ def test_functions_without_a_name_of_their_own(path: Path) -> None:
     """Lambdas share a name: one with other code is another function, not a changed one."""
     journal, chapter = reopened(path, lambda x: x + 1)
     other = journal.chapter(lambda x: x + 2)
-    chapter.put_one(b"k", 1)
-    assert other.keys == set() and other is not chapter
+    chapter.put_one(digest_of("k"), 1)
+    assert other.places.keys() == set() and other is not chapter
     journal.close()
 
 
@@ -209,7 +216,7 @@ def test_a_map_that_failed(path: Path) -> None:
     part = JournaledMap(chapter, range(10), None, False)
     with pytest.raises(ValueError, match="7"):
         list(part.merged(compute(part, 1, [], fail_at=7)))
-    assert chapter.keys == {digest_of(x) for x in range(7)}
+    assert chapter.places.keys() == {digest_of(x) for x in range(7)}
     journal.close()
 
 

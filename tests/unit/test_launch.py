@@ -64,8 +64,8 @@ class Machine:
         paths = SearchPaths(str(self.root / "venv/bin/python"), tuple(map(str, self.prefixes)), package)
         return Situation(self.environ, paths, self.cores, self.is_root, str(self.root / "home"), self.run)
 
-    def plan(self, n: int | None = 2, mpiexec: str | None = None) -> Sequence[str]:
-        return plan_launch(PROGRAM, n, mpiexec, self.situation).command
+    def plan(self, n: int | None = 2, mpiexec: str | None = None, *, survive: bool = False) -> Sequence[str]:
+        return plan_launch(PROGRAM, n, mpiexec, self.situation, survive=survive).command
 
     def added(self, n: int | None = 2, mpiexec: str | None = None) -> Mapping[str, str]:
         """Return what the plan adds to the environment, without the numbers of threads."""
@@ -269,6 +269,18 @@ def test_slurm_starts_open_mpi_by_pmix(openmpi: Machine, in_slurm: Callable[[Mac
     assert openmpi.added(4) == {}
 
 
+def test_open_mpi_outlives_ranks_by_its_own_launcher(openmpi: Machine, in_slurm: Callable[[Machine, str], str]) -> None:
+    """Slurm's PMIx ends the step with the first rank that dies, whatever srun is told."""
+    in_slurm(openmpi, "pmi2\n\tpmix")
+    assert openmpi.plan(4, survive=True)[0] == str(openmpi.root / "venv/bin/mpiexec")
+
+
+def test_mpich_outlives_ranks_under_srun(mpich: Machine, in_slurm: Callable[[Machine, str], str]) -> None:
+    """Slurm's PMI-2 leaves the step alone."""
+    srun = in_slurm(mpich, "pmi2\n\tpmix")
+    assert mpich.plan(4, survive=True)[:2] == (srun, "--mpi=pmi2")
+
+
 def test_slurm_without_the_plugin_leaves_it_to_mpiexec(
     openmpi: Machine, in_slurm: Callable[[Machine, str], str]
 ) -> None:
@@ -290,7 +302,7 @@ def test_inside_a_step_srun_shares_its_cpus(mpich: Machine, in_slurm: Callable[[
 
 def test_open_mpi_starts_fast_and_may_exceed_the_cores(openmpi: Machine) -> None:
     assert openmpi.added(2) == {
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_rmaps_default_mapping_policy": "slot:oversubscribe",
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "^ofi",
     }
@@ -362,13 +374,13 @@ def test_ranks_of_several_hosts_are_left_alone(mpich: Machine) -> None:
 def test_open_mpi_passes_our_variables_on_to_other_hosts(openmpi: Machine) -> None:
     """It does so for variables that are named; on one host nothing has to be said."""
     openmpi.environ |= {"TASKFARM_HEARTBEAT_S": "5"}
-    plan = plan_launch(PROGRAM, 2, None, openmpi.situation, told=["TOLD"])
+    plan = plan_launch(PROGRAM, 2, None, openmpi.situation, survive=True)
     assert plan.one_host
     assert "-x" not in plan.command
     mpiexec = f"{openmpi.root / 'venv/bin/mpiexec'} --host a,b"
-    plan = plan_launch(PROGRAM, 2, mpiexec, openmpi.situation, told=["TOLD"])
+    plan = plan_launch(PROGRAM, 2, mpiexec, openmpi.situation, survive=True)
     assert not plan.one_host
-    assert tuple(plan.command[1:7]) == ("--host", "a,b", "-x", "TASKFARM_HEARTBEAT_S", "-x", "TOLD")
+    assert tuple(plan.command[1:7]) == ("--host", "a,b", "-x", "TASKFARM_HEARTBEAT_S", "-x", "TASKFARM_WATCHDOG")
 
 
 def test_shell_line_can_be_pasted(openmpi: Machine) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import socket
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from runtime_support import LIMIT_S, LocalFarm, local_farm, new_gate, wait_at_gate
@@ -12,17 +17,18 @@ from taskfarm.config import Config
 from taskfarm.futures._comm import _CommExecutor
 from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.host_memory import HostMemory, report_memory
 from taskfarm.runtime.live import HostLoad, LiveView, Load, load_of, start_view, status_line
 from taskfarm.runtime.session import Session
 
-HOSTS = {"node1.cluster": HostLoad(4, 3, 0), "node2.cluster": HostLoad(4, 4, 1)}
+HOSTS = {"node1.cluster": HostLoad(4, 3, 0, 2_000_000_000), "node2.cluster": HostLoad(4, 4, 1, 1_200_000_000)}
 
 
 def test_the_line_says_how_far_the_farm_is() -> None:
-    line = status_line(Load(1234, 5678, HOSTS, memory_bytes=3_200_000_000), 75.0, 56.78, 200)
+    line = status_line(Load(1234, 5678, HOSTS), 75.0, 56.78, 200)
     assert line == (
-        "1:15  1,234 done | 7 of 8 workers busy | 1 LOST | 56.8/s | 5,678 ahead, 1:40 left | 3.2 GB here | "
-        "node1 3/4 | node2 4/4"
+        "1:15  1,234 done | 7 of 8 workers busy | 1 LOST | 56.8/s | 5,678 ahead, 1:40 left | 3.2 GB | "
+        "node1 3/4 2.0 GB | node2 4/4 1 LOST 1.2 GB"
     )
 
 
@@ -38,7 +44,7 @@ def test_nothing_is_invented() -> None:
 @pytest.mark.parametrize("width", [10, 40, 60, 80])
 def test_the_line_never_wraps(width: int) -> None:
     """A line that wraps is not overwritten by the next one."""
-    assert len(status_line(Load(10**9, 10**9, HOSTS, 3, 10**12), 10**6, 1e6, width)) < width
+    assert len(status_line(Load(10**9, 10**9, HOSTS, 3), 10**6, 1e6, width)) < width
 
 
 def test_tasks_are_counted() -> None:
@@ -97,3 +103,56 @@ def test_a_terminal_that_is_none_is_left_alone(tmp_path: os.PathLike[str]) -> No
     start_view(path, farm.controller, {1: "odd"})
     start_view(os.path.join(tmp_path, "no", "where"), farm.controller, {1: "odd"})
     assert os.path.getsize(path) == 0
+
+
+def test_a_terminal_of_another_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though one of the same name is here: it is somebody else's."""
+    farm = LocalFarm(2)
+    ours, theirs = os.openpty()
+    shown: list[object] = []
+    monkeypatch.setattr(LiveView, "start", lambda view: shown.append(view))
+    try:
+        start_view(f"elsewhere:{os.ttyname(theirs)}", farm.controller, {1: "odd"})
+        assert shown == []
+        start_view(f"{socket.gethostname()}:{os.ttyname(theirs)}", farm.controller, {1: "odd"})
+        assert len(shown) == 1
+        shown[0]._terminal.close()  # type: ignore[attr-defined]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def new_peers(*hosts: str) -> list[SimpleNamespace]:
+    return [SimpleNamespace(rank=rank, host=host, pid=os.getpid()) for rank, host in enumerate(hosts)]
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
+
+
+def test_memory_of_other_hosts_is_told_by_one_rank_of_each() -> None:
+    """Rank 0 knows its own; strangers and torn datagrams change nothing."""
+    opened: Any = SimpleNamespace(
+        peers=new_peers("a", "b", "b"), secret="s3cret", watch_address=("127.0.0.1", free_port())
+    )
+    memory = HostMemory(opened)
+    assert list(memory.by_host()) == ["a"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for datagram in (b"", b"secret 1 5", b"s3cret 1", b"s3cret 9 5", b"s3cret 1 x", b"s3cret -1 5"):
+            stranger.sendto(datagram, opened.watch_address)
+    before = threading.active_count()
+    report_memory(0, opened)
+    report_memory(2, opened)
+    assert threading.active_count() == before
+    assert list(memory.by_host()) == ["a"]
+    report_memory(1, opened)
+    deadline = time.monotonic() + LIMIT_S
+    while "b" not in memory.by_host():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    found = memory.by_host()
+    assert found["b"] > 1_000_000  # of two ranks, which are this process
+    assert found["a"] > 1_000_000
+    memory.close()

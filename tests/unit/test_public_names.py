@@ -90,6 +90,7 @@ OBJECTS = [
     "run_code",
     "scatter_rows",
     "size",
+    "time_limit",
 ]
 # Read from the session whenever they are looked up; looking starts MPI.
 OBJECTS_LIVE = {"comm", "finished", "parallel", "rank", "rank0", "size"}

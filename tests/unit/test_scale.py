@@ -19,6 +19,7 @@ from taskfarm.runtime.crew import Crew
 from taskfarm.runtime.crews import Hall
 from taskfarm.runtime.endpoint import Surroundings
 from taskfarm.runtime.registry import Registry
+from taskfarm.runtime.relay_crew import RelayCrew
 from taskfarm.runtime.runner import run
 from taskfarm.runtime.session import Session
 from taskfarm.transport.local import LocalHub, LocalTransport
@@ -111,6 +112,27 @@ def test_memory_per_rank() -> None:
     assert len(batches) == n
     assert size_bytes / n < 4096
     assert len(transports) == n + 1
+
+
+def test_groups_cost_rank_0_less_memory_and_few_messages() -> None:
+    """With groups it keeps far less for each rank, and tasks for all workers leave in one message per group."""
+    n_groups, size = 40, 50
+    first, *_ = transports = LocalHub(n_groups * size + 1).transports()
+    ranks = range(1, n_groups * size + 1)
+    groups = {relay: range(relay + 1, relay + size) for relay in ranks[::size]}
+    controller = Controller(first, dict.fromkeys(ranks, "here"), SURROUNDINGS)
+    tracemalloc.start()
+    crew = RelayCrew(controller, groups)
+    crew.dealer.on_job(1, len(crew.workers))
+    crew.dealer.on_items(1, 2 * len(crew.workers))
+    portions = list(crew.dealer.deal())
+    size_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(portion.stop - portion.start for portion in portions) == len(crew.workers) == n_groups * (size - 1)
+    assert len(portions) == n_groups
+    assert size_bytes / len(crew.workers) < 1024
+    for relay in groups:
+        assert [frame.kind for _, frame in iter(transports[relay].receive_nowait, None)] == [Kind.GROUP]
 
 
 @pytest.mark.parametrize("n_ranks", [3, 1000])

@@ -53,9 +53,8 @@ def run(folder: Path, text: str, status: int, **environ: str) -> subprocess.Comp
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     for name, line in {
-        "taskfarm": f'printf "%s\\n" "$@" > {folder}/called; exit {status}',
+        "taskfarm": f'echo >> {folder}/calls; printf "%s\\n" "$@" > {folder}/called; exit {status}',
         "scontrol": f'echo "$@" >> {folder}/queue',
-        "qrerun": f'echo "$@" >> {folder}/queue',
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{line}\n")
         (tools / name).chmod(0o755)
@@ -84,8 +83,6 @@ def run(folder: Path, text: str, status: int, **environ: str) -> subprocess.Comp
         ("slurm", 1, {"SLURM_RESTART_COUNT": "2"}, "requeue 7\n"),
         ("slurm", 1, {"SLURM_RESTART_COUNT": "3"}, ""),
         ("slurm", 2, {}, ""),
-        ("pbs", 1, {"PBS_RUN_COUNT": "1"}, "7.pbs\n"),
-        ("pbs", 1, {"PBS_RUN_COUNT": "4"}, ""),
     ],
 )
 def test_a_failed_job_goes_back_into_the_queue(
@@ -96,6 +93,18 @@ def test_a_failed_job_goes_back_into_the_queue(
     assert run(tmp_path, text, status, **environ).returncode == status
     queue = tmp_path / "queue"
     assert (queue.read_text() if queue.exists() else "") == queued
+
+
+@pytest.mark.parametrize(("status", "n_runs"), [(0, 1), (1, 4), (2, 1), (75, 4)])
+def test_pbs_runs_a_failed_program_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, status: int, n_runs: int
+) -> None:
+    """In the same job: putting it back into the queue is for operators of PBS only."""
+    words = ["sweep.py", "a {n} $b"]
+    text = script(capsys, "pbs", "-n", "4", "--requeue", "3", *words)
+    assert run(tmp_path, text, status).returncode == status
+    assert (tmp_path / "calls").read_text() == "\n" * n_runs
+    assert (tmp_path / "called").read_text().splitlines() == ["run", "-n", "4", *words]
 
 
 def test_threads_follow_the_cores(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

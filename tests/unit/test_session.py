@@ -394,7 +394,7 @@ def test_a_stuck_job_ends_with_its_own_status(new_session: NewSession, capsys: p
     made, _ = new_session(0, 2)
     made.open()
     with pytest.raises(Aborted) as caught:
-        made._end_stuck_job("rank 1 is stuck")
+        made.end_stuck_job("rank 1 is stuck")
     assert caught.value.args == (session.STUCK_STATUS,)
     assert capsys.readouterr().err == "taskfarm: rank 1 is stuck\n"
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from taskfarm.cli import _status
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # A stand-in for srun: it runs rank 0's part and then ends as srun does after a kill.
@@ -65,3 +67,13 @@ def test_request_to_end_is_passed_on() -> None:
         process.stdout.readline()
         process.terminate()
         assert process.wait(timeout=30) == 143
+
+
+def test_other_ranks_let_rank_0_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all fail alike, srun would end rank 0 with the first one that ends; without srun nobody waits."""
+    waits: list[float] = []
+    monkeypatch.setattr(_status.time, "sleep", waits.append)
+    _status.let_rank_0_report({})
+    assert waits == []
+    _status.let_rank_0_report({"TASKFARM_REPORT_STATUS": "host:1:token"})
+    assert waits == [_status._REPORTING_S]

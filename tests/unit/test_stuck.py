@@ -215,3 +215,46 @@ def test_cases_are_separate(judge: StuckJudge) -> None:
     for rank in (0, 1, 2):
         judge.on_answer(rank, Whereabouts(0, 2), 1.5)
     assert not judge.has_case
+
+
+# Time limits
+
+
+def test_a_call_that_is_late(judge: StuckJudge) -> None:
+    """When a call's time is over, who has not left it is named with its stack as soon as it has answered."""
+    judge.on_late(4, "call 4 has not ended", [2], 10.0)
+    assert judge.has_case and judge.wants_stacks
+    judge.on_answer(0, Whereabouts(0, 4), 10.1)
+    assert judge.judge(10.1) == []  # rank 1 may have left it, too
+    judge.on_answer(1, Whereabouts(4, 3, "Barrier", 1, -1, "a.py:1 in f", '  File "a.py", line 1, in f\n'), 10.2)
+    assert only_end(judge.judge(10.2)).splitlines() == [
+        "call 4 has not ended:",
+        "  rank 1 is inside comm.Barrier",
+        '    File "a.py", line 1, in f',
+        "  ranks 0, 2 have left it",
+        "  ending the job",
+    ]
+
+
+def test_a_call_that_was_over_in_time(judge: StuckJudge) -> None:
+    """A call that all ranks turn out to have left is not late, whoever knew."""
+    judge.on_late(4, "call 4 has not ended", [0, 2], 10.0)
+    judge.on_answer(1, Whereabouts(5, 4), 10.1)
+    assert not judge.has_case and not judge.wants_stacks and judge.judge(20.0) == []
+    judge.on_late(5, "call 5 has not ended", [0, 1, 2], 10.0)
+    assert not judge.has_case
+
+
+def test_a_late_call_that_somebody_has_not_begun(judge: StuckJudge) -> None:
+    """Ranks that are late with an earlier call, idle or silent are told apart."""
+    judge.on_failure(2, 4, "rank 2: ValueError", 9.0)
+    judge.on_late(4, "call 4 has not ended", [], 10.0)
+    judge.on_answer(0, Whereabouts(3, 2, place="a.py:1 in f"), 10.1)
+    judge.on_answer(1, Whereabouts(0, 3), 10.1)
+    text = only_end(judge.judge(10.1))
+    assert "rank 0 is at work in call 3, before this one\n    a.py:1 in f" in text
+    assert "rank 1 is in no call: it has not got this one" in text and "  rank 2: ValueError\n" in text
+    silent = StuckJudge(range(2), COMM_S, OTHER_S)
+    silent.on_late(4, "call 4 has not ended", [0], 10.0)
+    assert silent.judge(10.9) == []
+    assert "rank 1 does not answer" in only_end(silent.judge(11.0))

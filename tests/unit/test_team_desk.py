@@ -32,9 +32,10 @@ class Task:
     retries = 1
     packed = Packed(b"work", ())
 
-    def __init__(self, wants_all: bool = False, cancelled: bool = False) -> None:
+    def __init__(self, wants_all: bool = False, cancelled: bool = False, repeated: str = "-") -> None:
         self.wants_all = wants_all
         self.cancelled = cancelled
+        self.repeated = repeated
         self.failures: list[RankFailure] = []
         self.results: list[bytes] | None = None
 
@@ -45,6 +46,9 @@ class Task:
         self.failures.append(failure)
 
     on_broken = on_failed
+
+    def is_repeated(self, failure: RankFailure) -> bool:
+        return failure.message == self.repeated
 
     def on_over(self, results: Sequence[tuple[Buffer, Sequence[Buffer]]]) -> None:
         self.results = [bytes(body) for body, _ in results]
@@ -95,8 +99,8 @@ class Desk:
         self.sent = [item for item in self.sent if item[1].kind is not kind]
         return found
 
-    def answer(self, rank: int, run: int, how: int, body: bytes = b"", n_met: int = 0, unmatched: int = 0) -> None:
-        self.on_done(rank, Frame(Kind.TEAM_DONE, run, unmatched, how, TEAM_REPORT.pack(n_met) + body))
+    def answer(self, rank: int, run: int, how: int, body: bytes = b"", n_steps: int = 0, unmatched: int = 0) -> None:
+        self.on_done(rank, Frame(Kind.TEAM_DONE, run, unmatched, how, TEAM_REPORT.pack(n_steps) + body))
 
 
 def failure(text: str) -> bytes:
@@ -145,17 +149,51 @@ def test_a_failure_is_told_once_and_first() -> None:
     desk = Desk()
     task = Task()
     run = started(desk, task, 3)
-    desk.answer(1, run, TeamReply.ENDED, n_met=4)
+    desk.answer(1, run, TeamReply.ENDED, n_steps=4)
     assert not task.failures
-    desk.answer(2, run, TeamReply.FAILED, failure("first"), n_met=3)
+    desk.answer(2, run, TeamReply.FAILED, failure("first"), n_steps=3)
     assert [told.message for told in task.failures] == ["first"]
     assert task.results is None
-    desk.answer(3, run, TeamReply.FAILED, failure("second"), n_met=5)
+    desk.answer(3, run, TeamReply.FAILED, failure("second"), n_steps=5)
     assert len(task.failures) == 1
     assert task.results == []
     tidy = desk.take(Kind.TEAM_FORGET)
     assert [(rank, frame.b, frame.option) for rank, frame in tidy] == [(rank, 5, TeamForget.TIDY) for rank in (1, 2, 3)]
     assert TEAM_REPORT.unpack(tidy[0][1].body) == (run,)
+
+
+def test_a_failure_that_is_repeated() -> None:
+    """All ranks run the task again, when all have left the first attempt; as often as it may be, then it has failed."""
+    desk = Desk()
+    task = Task(repeated="again")
+    run = started(desk, task)
+    desk.answer(2, run, TeamReply.FAILED, failure("again"), n_steps=1)
+    assert not desk.desk.place(0.0) and not desk.take(Kind.TEAM_TASK) and desk.desk.stuck_ranks(1.0) == [1]
+    desk.answer(1, run, TeamReply.ENDED, n_steps=1)
+    assert [frame.option for _, frame in desk.take(Kind.TEAM_FORGET)] == [TeamForget.TIDY] * 2
+    desk.desk.place(0.0)
+    frames = desk.take(Kind.TEAM_TASK)
+    assert [rank for rank, _ in frames] == [1, 2] and not task.failures and task.results is None
+    for rank, frame in frames:
+        desk.answer(rank, frame.a, TeamReply.FAILED, failure("again"))
+    assert [told.message for told in task.failures] == ["again"] and task.results == [] and not desk.desk.is_busy
+    other = Task(repeated="again")
+    run = started(desk, other)
+    desk.answer(1, run, TeamReply.FAILED, failure("other"))
+    desk.answer(2, run, TeamReply.ENDED)
+    assert [told.message for told in other.failures] == ["other"] and not desk.desk.is_busy
+
+
+def test_a_repeated_task_that_nobody_can_run_any_more() -> None:
+    """If too few workers are left when its ranks have left the attempt, it ends with what it raised."""
+    desk = Desk()
+    task = Task(repeated="again")
+    run = started(desk, task, 4)
+    desk.answer(2, run, TeamReply.FAILED, failure("again"))
+    desk.lose(3)
+    for rank in (1, 4):
+        desk.answer(rank, run, TeamReply.ENDED)
+    assert [told.message for told in task.failures] == ["again"] and task.results == [] and not desk.desk.is_busy
 
 
 def test_a_communicator_is_kept_until_something_is_left_in_it() -> None:

@@ -107,6 +107,22 @@ def test_clocks_of_ranks_are_put_on_that_of_rank_0(path: Path) -> None:
     assert trace.ranks[3].clock.error_s == 3e-6
 
 
+def test_waiting_to_be_asked_is_no_part_of_the_program(tmp_path: Path) -> None:
+    """With hundreds of ranks, the last one waits long before it hands in what it did."""
+    worker = recorder_of(1, "alpha")
+    worker.add(Track.TASK, "work", 0, 4 * SECOND)
+    worker.add(Track.IDLE, "idle", 4 * SECOND, 60 * SECOND)
+    worker.add(Track.IDLE, "idle", 60 * SECOND, 61 * SECOND)
+    with TraceFile(str(tmp_path / "run.json"), 2, ended=5 * SECOND) as file:
+        file.add(recorder_of(0, "alpha").recording(), [])
+        file.add(worker.recording(), [Clock(0, 0, 100)])
+        file.finish([])
+    trace = read_trace(tmp_path / "run.json")
+    assert trace.length_s == 5.0
+    idle = trace.ranks[1].lines[Track.IDLE]["idle"]
+    assert (idle.end.tolist(), idle.seconds) == ([5.0], 1.0)
+
+
 def test_drift_between_two_readings_is_taken_out(tmp_path: Path) -> None:
     """A clock that gains 1 ms in 10 s shows the end of a span 1 ms late; the trace does not."""
     ahead = 10 * SECOND + SECOND // 1000

@@ -84,6 +84,8 @@ def _executor() -> Iterator[Row]:
         _LEAST,
         least=_JOURNALED,
     )
+    about = "a map of 100,000 items, of which its journal has all but one, from opening the file to the end"
+    yield Row("resume", about, [3], _SECONDS, partial(executor.resumed, 100_000), Target(1.0, ""), _LEAST)
     in_messages = "map of empty tasks, chunksize=1: a message each, but ours puts short chunks together"
     for name, about, make, limit, peer in (
         ("submit", "empty tasks, submitted, then gathered", executor.submitted, 15.0, "mpi4py.futures"),

@@ -8,7 +8,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from taskfarm import Executor, task_comm
 from taskfarm.bench import peers
@@ -21,6 +21,7 @@ __all__ = [
     "journaled",
     "mapped",
     "one_by_one_map",
+    "resumed",
     "submitted",
     "there_and_back",
     "two_ranks",
@@ -83,6 +84,28 @@ def journaled(setting: Setting) -> Contenders:
         return _with_executor(work, setting)
 
     return {OURS: seconds(os.path.join(folder, "journal.db")), "without": seconds(None)}
+
+
+def resumed(n_items: int, setting: Setting) -> Contenders:
+    """Return the row for a map of which the journal has all but one item: from opening it to the last result."""
+    folder = setting.cleanup.enter_context(tempfile.TemporaryDirectory())
+    path = os.path.join(folder, "journal.db")
+    n_done = itertools.count(n_items)
+
+    def seconds(n: int) -> float:
+        return sum(_whole_map_s(setting.n_ranks - 1, range(next(n_done)), path) for _ in range(n))
+
+    _whole_map_s(setting.n_ranks - 1, range(n_items - 1), path)
+    return {OURS: seconds}
+
+
+def _whole_map_s(n_workers: int, items: Sequence[int], journal: str) -> float:
+    with Executor(max_workers=n_workers) as executor:
+        executor.submit(noop, None).result()
+        began = time.perf_counter()
+        for _ in executor.map(noop, items, journal=journal):
+            pass
+        return time.perf_counter() - began
 
 
 def there_and_back(setting: Setting) -> Contenders:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -101,6 +103,53 @@ def check_every_death_costs_attempts():
 def check_a_task_that_leaks():
     with raises(WorkerLostError, match="once"):
         EX.with_options(retries=0).submit(die, "memory").result(LIMIT_S)
+    equal(EX.submit(pow, 2, 5).result(LIMIT_S), 32)
+
+
+def check_what_a_task_has_started_dies_with_it():
+    """Also what has left its process group, and what that has started."""
+
+    def start_and_die(path):
+        script = f"sleep 1000 & echo $! $$ >> {path}; wait"
+        subprocess.Popen(["sh", "-c", script], start_new_session=True)
+        while os.path.getsize(path) == 0:
+            time.sleep(0.01)
+        os._exit(3)
+
+    path = fresh_path()
+    with raises(WorkerLostError):
+        EX.with_options(retries=0).submit(start_and_die, path).result(LIMIT_S)
+    with open(path) as file:
+        pids = file.read().split()
+    holds(len(pids) == 2, pids)
+    eventually(lambda: not any(is_alive(pid) for pid in pids), "nothing is left of the task")
+
+
+def check_a_child_that_nobody_can_hear():
+    def close_and_sleep():
+        os.closerange(3, 4096)
+        time.sleep(1000)
+
+    with raises(WorkerLostError, match="had closed the descriptors"):
+        EX.with_options(retries=0).submit(close_and_sleep).result(LIMIT_S)
+    equal(EX.submit(pow, 2, 5).result(LIMIT_S), 32)
+
+
+def check_large_and_odd_exceptions():
+    class Odd(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def throw(kind):
+        raise Odd if kind == "odd" else kind("x" * 3_000_000)
+
+    with raises(ValueError, match="x" * 1000):
+        EX.submit(throw, ValueError).result(LIMIT_S)
+    for kind in (SystemExit, KeyboardInterrupt, GeneratorExit):
+        holds(type(EX.submit(throw, kind).exception(LIMIT_S)) is kind, kind)
+    holds(EX.submit(throw, "odd").exception(LIMIT_S) is not None, "an exception without words")
+    with raises(TypeError, match="pickle"):
+        EX.submit(threading.Lock).result(LIMIT_S)
     equal(EX.submit(pow, 2, 5).result(LIMIT_S), 32)
 
 
@@ -223,6 +272,72 @@ def check_wrong_options():
             EX.with_options(**option)
 
 
+# Journals
+
+
+def note_call(path, x):
+    with open(path, "a") as file:
+        file.write(f"{x} ")
+    return -x
+
+
+def calls_in(path):
+    with open(path) as file:
+        return [int(word) for word in file.read().split()]
+
+
+def check_a_journal_of_maps_of_all_kinds():
+    path, ran = fresh_path() + ".db", fresh_path()
+
+    async def negated(items, **options):
+        return [value async for value in EX.amap(note_call, [ran] * len(items), items, **options)]
+
+    keyed = {"journal": path, "key": lambda _, x: x}
+    equal(asyncio.run(negated(range(0, 40, 2), **keyed)), [-x for x in range(0, 40, 2)])
+    equal(asyncio.run(negated(range(40), **keyed)), [-x for x in range(40)])
+    equal(sorted(calls_in(ran)), list(range(40)))
+    ran = fresh_path()
+    with Executor(journal=fresh_path() + ".db") as executor:
+
+        async def first_of_two():
+            results = executor.amap(note_call, [ran] * 2, [1, 2])
+            async for value in results:
+                await results.aclose()
+                return value
+
+        for _ in range(3):
+            equal(asyncio.run(first_of_two()), -1)
+        equal(executor.submit(note_call, ran, 7).result(LIMIT_S), -7)
+        equal(executor.submit(note_call, ran, 7).result(LIMIT_S), -7)
+    equal((calls_in(ran).count(1), calls_in(ran).count(7)), (1, 1))
+    view = EX.with_options(retries=0)
+    for _ in range(2):
+        equal(list(view.map(note_call, [ran] * 3, [71, 72, 73], **keyed)), [-71, -72, -73])
+    equal(calls_in(ran).count(72), 1)
+    for mapping in (EX.map, view.map):
+        equal(list(mapping(functools.partial(note_call, ran), range(80, 83), journal=path + "2")), [-80, -81, -82])
+    equal(calls_in(ran).count(81), 1)
+    with raises(UsageError, match="are not kept"):
+        EX.with_options(ranks_in=1).map(note_call, [ran], [1], **keyed)
+    with raises(ZeroDivisionError):
+        asyncio.run(anext_of(EX.amap(divmod, [1], [0], journal=path)))
+
+
+async def anext_of(results):
+    return await results.__anext__()
+
+
+def check_a_journal_is_not_for_the_inside_of_tasks():
+    def inside():
+        with Executor() as executor:
+            return list(executor.map(abs, [1], journal="nested.db"))
+
+    with raises(UsageError, match="inside a task there is no journal"):
+        EX.submit(inside).result(LIMIT_S)
+    with raises(UsageError, match="inside a task there is no journal"):
+        EX.submit(lambda: Executor(journal="nested.db")).result(LIMIT_S)
+
+
 # What a child is
 
 
@@ -249,6 +364,13 @@ def check_mpi_does_not_start_in_a_child():
     started, pid, folder, first = EX.submit(look).result(LIMIT_S)
     equal((started, folder, first), (False, os.getcwd(), sys.path[0]))
     holds(pid != os.getpid(), "another process")
+
+
+def check_standard_input_is_empty():
+    """A task does not read from the terminal, or wait for a pipe that never ends."""
+    equal(EX.submit(lambda: sys.stdin.read()).result(LIMIT_S), "")
+    with raises(EOFError):
+        EX.submit(input).result(LIMIT_S)
 
 
 def check_the_child_stays():

@@ -104,6 +104,18 @@ def check2_what_a_child_may_not_do():
         idle(VM)
 
 
+def check2_parting_again_does_nothing():
+    """Programs that part the ranks at their top do so again where a child imports them."""
+
+    def part():
+        MPI.spawnerBarrier()
+        objects.launch_event_loop()
+        objects.launch_event_loop()
+        return "here"
+
+    equal(run(VM, part), ["here"])
+
+
 def check2_calls_stay_in_the_rank():
     equal(run(VM, pow, (2, 3)), [8])
     objects.call(sees_all_ranks)

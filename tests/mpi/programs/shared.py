@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import gc
 import os
@@ -91,6 +92,23 @@ def check_arrays_are_read_only():
         equal(EX.submit(read, shared, 0).result(), 0.0)
 
 
+def check_arrays_without_buffers_are_shared_too():
+    np.save("array.npy", np.arange(100_000))
+    arrays = {
+        "file": np.load("array.npy", mmap_mode="r"),
+        "dates": np.arange(100_000).astype("M8[s]"),
+        "masked": np.ma.masked_less(np.arange(100_000), 5),
+    }
+    for name, array in arrays.items():
+        with taskfarm.share(array) as shared:
+            holds(EX.submit(is_shared, shared).result(), name)
+            holds(np.array_equal(shared.value, array), name)
+
+
+def is_shared(handle):
+    return not (handle.value.data if hasattr(handle.value, "mask") else handle.value).flags.writeable
+
+
 def check_what_was_shared_may_change():
     array = np.zeros(100_000)
     with taskfarm.share(array) as shared:
@@ -122,6 +140,20 @@ def check_task_keeps_a_handle_that_nobody_else_holds():
     gc.collect()
     equal([future.result() for future in futures], [10_000.0 * i for i in range(30)])
     equal(list(results), [float(i) for i in range(50)])
+
+
+def check_executor_keeps_the_handles_of_its_initializer():
+    with Executor(EX.num_workers, initializer=remember, initargs=(taskfarm.share(np.arange(10.0)),)) as executor:
+        gc.collect()
+        equal(list(executor.map(recall, range(10))), [float(at) for at in range(10)])
+
+
+def remember(handle):
+    builtins.remembered = handle.value
+
+
+def recall(at):
+    return float(builtins.remembered[at])
 
 
 def check_handle_comes_back_as_itself():
@@ -225,6 +257,13 @@ def check_not_in_tasks():
 def check_no_python_objects_in_written_arrays():
     with raises(UsageError, match="Python objects"):
         taskfarm.shared_array(10, object)
+
+
+def check_no_negative_shape():
+    for shape in (-1, (2, -3)):
+        with raises(UsageError, match="negative"):
+            taskfarm.shared_array(shape)
+    equal([taskfarm.shared_array(shape).value.shape for shape in (0, (), (2, 0))], [(0,), (), (2, 0)])
 
 
 def check_too_little_memory_is_said():

@@ -30,10 +30,13 @@ export OMP_NUM_THREADS=2
 taskfarm run -n 65 --survive --isolate --journal run.db --trace run.json sweep.py --points 100
 status=$?
 
-# Once more after a failure (2 is a wrong command line), up to 3 times: this script starts from its beginning.
-if [ $status -ne 0 ] && [ $status -ne 2 ] && [ "${PBS_RUN_COUNT:-1}" -le 3 ]; then
-    echo "status $status: back into the queue"
-    qrerun "$PBS_JOBID"
-fi
+# Once more after a failure (2 is a wrong command line), up to 3 times, on the same hosts.
+attempt=1
+while [ $status -ne 0 ] && [ $status -ne 2 ] && [ $attempt -le 3 ]; do
+    attempt=$((attempt + 1))
+    echo "status $status: attempt $attempt"
+    taskfarm run -n 65 --survive --isolate --journal run.db --trace run.json sweep.py --points 100
+    status=$?
+done
 
 exit $status
