@@ -293,7 +293,7 @@ class SilentGuard:
     on_receive: Callable[[], None]
     is_waited_for = False
     is_countable = True
-    n_met = n_unmatched = 0
+    n_steps = n_unmatched = 0
 
     def check(self) -> None:
         """Raise if another rank of the task has failed."""
@@ -314,7 +314,7 @@ class SilentTeam:
     def free(self) -> None:
         """Do nothing."""
 
-    def tidy(self, n_met: int) -> None:
+    def tidy(self, n_steps: int) -> None:
         """Do nothing."""
 
     def keep_for_ever(self) -> None:
