@@ -60,6 +60,7 @@ class End:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[End, End]]:
+    gc.collect()  # what other tests have left may hold descriptors
     n_files = len(os.listdir("/proc/self/fd"))
     pair = socket.socketpair()
     ends = End(pair[0]), End(pair[1])
