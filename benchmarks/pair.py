@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from taskfarm.config import Config
-from taskfarm.runtime.surroundings import expected_world_size, usable_cores
+from taskfarm.runtime.launching.surroundings import expected_world_size, usable_cores
 from taskfarm.transport.mpi import MpiTransport
 from taskfarm.transport.world import Opening, start_world
 from taskfarm.wire.frames import Frame

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from taskfarm import Executor
-from taskfarm.runtime.crews import Hall
-from taskfarm.runtime.portions import Singles, parts_frame
-from taskfarm.runtime.relay_crew import RelayCrew
+from taskfarm.runtime.executor.crews import Hall
+from taskfarm.runtime.executor.portions import Singles, parts_frame
+from taskfarm.runtime.executor.relay_crew import RelayCrew
 from taskfarm.runtime.session import current
 from taskfarm.wire.frames import Frame, Kind
 

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.crews import in_comm_executor, is_mpi_job, part_ranks
+from taskfarm.runtime.executor.crews import in_comm_executor, is_mpi_job, part_ranks
 from taskfarm.runtime.session import Phase, current
-from taskfarm.runtime.sharing import Shared, fill_block, zero_block
-from taskfarm.runtime.spreading import other_holders, spread
+from taskfarm.runtime.sharing.handles import Shared, fill_block, zero_block
+from taskfarm.runtime.sharing.spreading import other_holders, spread
 from taskfarm.transport.blocks import Block
 from taskfarm.wire.codec import pack
 

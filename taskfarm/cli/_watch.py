@@ -9,8 +9,8 @@ import socket
 from collections.abc import Sequence
 
 from taskfarm.runtime.lines import Lines
-from taskfarm.runtime.outpost import launcher_grace_s
-from taskfarm.runtime.vitals import LOST_STATUS, SILENCE_OF_HOST
+from taskfarm.runtime.survival.outpost import launcher_grace_s
+from taskfarm.runtime.survival.vitals import LOST_STATUS, SILENCE_OF_HOST
 
 __all__ = ["Watch"]
 

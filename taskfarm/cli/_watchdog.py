@@ -1,8 +1,8 @@
 """Stay beside the launcher of a job with supervisors, and end it if the job has ended and it does not notice.
 
 A launcher waits for its helpers on other hosts. If a host has vanished, without closing its connections, it waits for
-ever: so the hub (`taskfarm.runtime.hub`) tells this process how the job stands, and after a while without a word the
-hub's own host is lost.
+ever: so the hub (`taskfarm.runtime.survival.hub`) tells this process how the job stands, and after a while without a
+word the hub's own host is lost.
 
 Whatever this process ends is a child of its own. It makes itself the parent of all orphans among its descendants: when
 a child is killed, what that has started becomes a child in turn. So nothing is left, also of helpers that have put
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
+from taskfarm.runtime.launching.surroundings import OUTPOST_VARIABLE
 
 if TYPE_CHECKING:
     from taskfarm.cli._watch import Watch
@@ -85,7 +85,7 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
-    from taskfarm.runtime.vitals import end_like  # only now, while the launcher starts
+    from taskfarm.runtime.survival.vitals import end_like  # only now, while the launcher starts
 
     while not select.select([listener], [], [], 0.0)[0]:
         wait_status = _pause(launcher.pid, wanted)

@@ -18,7 +18,7 @@ from taskfarm.bench.rows import all_rows
 from taskfarm.bench.table import format_tables
 from taskfarm.cli._files import output_path
 from taskfarm.errors import UsageError
-from taskfarm.runtime.surroundings import expected_world_size, usable_cores
+from taskfarm.runtime.launching.surroundings import expected_world_size, usable_cores
 
 __all__ = ["execute"]
 

@@ -19,7 +19,7 @@ from taskfarm.doctor.local import (
     remove_left_over,
 )
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
-from taskfarm.runtime.launch import Situation, default_ranks, leave_explaining_to_rank_0, plan_launch
+from taskfarm.runtime.launching.launch import Situation, default_ranks, leave_explaining_to_rank_0, plan_launch
 
 __all__ = ["examine", "execute"]
 

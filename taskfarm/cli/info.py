@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.launch import (
+from taskfarm.runtime.launching.launch import (
     LaunchPlan,
     Situation,
     default_ranks,

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from taskfarm import compat
 from taskfarm.errors import UsageError
-from taskfarm.runtime import boot
+from taskfarm.runtime.launching import boot
 
 __all__ = ["run_on_this_rank"]
 
@@ -87,7 +87,7 @@ def run_on_this_rank(
     if status != 0:
         from taskfarm.cli._status import let_rank_0_report, report_status
         from taskfarm.runtime.ending import has_begun
-        from taskfarm.runtime.surroundings import promised_rank
+        from taskfarm.runtime.launching.surroundings import promised_rank
 
         rank = promised_rank(os.environ)
         report_status(status, rank, os.environ)
@@ -108,8 +108,8 @@ def _write_whole_lines() -> None:
 
 def _supervise() -> None:
     """Fork the supervisor, if this process is one of several ranks; returns in the rank."""
-    from taskfarm.runtime.supervisor import can_supervise, fork_supervisor
-    from taskfarm.runtime.surroundings import expected_world_size
+    from taskfarm.runtime.launching.surroundings import expected_world_size
+    from taskfarm.runtime.survival.supervisor import can_supervise, fork_supervisor
 
     if can_supervise() and (expected_world_size(os.environ) or 1) > 1:
         # Open MPI then reports a dead peer's connection as an error code, instead of aborting; nobody else reads it.
@@ -119,7 +119,7 @@ def _supervise() -> None:
 
 def _isolate() -> None:
     """Prepare task children, before anything starts MPI."""
-    from taskfarm.runtime.isolation import isolate
+    from taskfarm.runtime.isolation.asking import isolate
     from taskfarm.runtime.session import current
 
     try:

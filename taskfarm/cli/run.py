@@ -14,7 +14,7 @@ from taskfarm import compat
 from taskfarm.cli._files import output_path
 from taskfarm.config import parse_tag
 from taskfarm.errors import UsageError
-from taskfarm.runtime.launch import (
+from taskfarm.runtime.launching.launch import (
     LaunchPlan,
     Situation,
     expected_world_size,
@@ -22,8 +22,8 @@ from taskfarm.runtime.launch import (
     plan_launch,
     wrong_launcher,
 )
-from taskfarm.runtime.libmpi import mpi_library
-from taskfarm.runtime.terminal import terminal_variable
+from taskfarm.runtime.launching.libmpi import mpi_library
+from taskfarm.runtime.launching.terminal import terminal_variable
 
 __all__ = ["execute", "execute_plan"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from taskfarm.doctor.findings import Finding, Level
-from taskfarm.runtime.launch import LaunchPlan
+from taskfarm.runtime.launching.launch import LaunchPlan
 
 __all__ = ["run_job"]
 

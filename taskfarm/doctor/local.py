@@ -11,10 +11,10 @@ from pathlib import Path
 
 from taskfarm.doctor.findings import Finding, Level
 from taskfarm.errors import UsageError
-from taskfarm.runtime.blas import SWITCH, VARIABLES
-from taskfarm.runtime.launch import Launcher, Situation, choose_launcher
-from taskfarm.runtime.libmpi import Family, MpiLibrary, mpi_library
-from taskfarm.runtime.surroundings import expected_world_size, slurm_cores
+from taskfarm.runtime.launching.blas import SWITCH, VARIABLES
+from taskfarm.runtime.launching.launch import Launcher, Situation, choose_launcher
+from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, mpi_library
+from taskfarm.runtime.launching.surroundings import expected_world_size, slurm_cores
 
 __all__ = [
     "LEFTOVERS",

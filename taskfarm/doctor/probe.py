@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from taskfarm.runtime.surroundings import usable_cores
+from taskfarm.runtime.launching.surroundings import usable_cores
 from taskfarm.transport.inspection import inspect_ranks
 
 __all__: list[str] = []

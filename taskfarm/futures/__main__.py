@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime import boot, ending
-from taskfarm.runtime.crews import part_ranks
+from taskfarm.runtime import ending
+from taskfarm.runtime.executor.crews import part_ranks
+from taskfarm.runtime.launching import boot
 from taskfarm.runtime.session import current
 
 __all__: list[str] = []

@@ -16,9 +16,9 @@ from taskfarm.errors import UsageError
 from taskfarm.futures._mpi4py import COMM_KEY, MPIPoolExecutor
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.runtime.controller import Controller
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import COMM_ROOT_KEY, Hall
 from taskfarm.runtime.endpoint import Surroundings
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import COMM_ROOT_KEY, Hall
 from taskfarm.runtime.session import Session, current
 from taskfarm.runtime.worker import Worker
 from taskfarm.transport.base import Transport

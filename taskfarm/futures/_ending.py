@@ -10,8 +10,8 @@ from typing import Protocol
 
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._tasks import TaskJob
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import catch_up
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import catch_up
 
 __all__ = ["end_work", "finish", "note_broken"]
 

@@ -25,13 +25,13 @@ from taskfarm.futures._progress import Progress, items_in, shown
 from taskfarm.futures._retry import with_retries
 from taskfarm.futures._tasks import Task, TaskJob
 from taskfarm.futures._threads import initialize_worker, threads_per_worker
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import Hall, hall_of, part_ranks
-from taskfarm.runtime.functions import KnownFunction
-from taskfarm.runtime.isolation import isolate as isolate_tasks
-from taskfarm.runtime.jobs import Initializer
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import Hall, hall_of, part_ranks
+from taskfarm.runtime.executor.functions import KnownFunction
+from taskfarm.runtime.executor.jobs import Initializer
+from taskfarm.runtime.isolation.asking import isolate as isolate_tasks
 from taskfarm.runtime.session import Session, current
-from taskfarm.runtime.sharing import hold_until_done, sharing_of
+from taskfarm.runtime.sharing.handles import hold_until_done, sharing_of
 from taskfarm.runtime.sides import record
 from taskfarm.wire.codec import Packed, pack
 from taskfarm.wire.work import pack_work as pack_task

@@ -15,7 +15,7 @@ from taskfarm.runtime.runner import exception_of
 if TYPE_CHECKING:
     import asyncio
 
-    from taskfarm.runtime.crew import Crew
+    from taskfarm.runtime.executor.crew import Crew
 
 __all__ = ["AnyFuture", "ExecutorBrokenError", "Future", "broken", "broken_type", "set_soon"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskfarm.runtime.results import Results, Singles
+from taskfarm.runtime.executor.results import Results, Singles
 
 __all__ = ["Held"]
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from taskfarm.errors import JournalError
 from taskfarm.futures._fingerprint import DIGEST_BYTES, fingerprint, name_of
-from taskfarm.runtime.results import ReplyOption, Results
+from taskfarm.runtime.executor.results import ReplyOption, Results
 from taskfarm.wire.codec import pack
 from taskfarm.wire.frames import Buffer
 

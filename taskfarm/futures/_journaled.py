@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskfarm.errors import JournalError, UsageError
 from taskfarm.futures._fingerprint import digest_of
-from taskfarm.runtime.results import Results
+from taskfarm.runtime.executor.results import Results
 
 if TYPE_CHECKING:
     from taskfarm.futures._journal import Chapter, Journal

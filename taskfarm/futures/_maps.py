@@ -21,10 +21,10 @@ from taskfarm.futures._held import Held
 from taskfarm.futures._journaled import JournaledMap
 from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._stock import Stock, StockByItem
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.jobs import Initializer, Parcel, Pieces
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.jobs import Initializer, Parcel, Pieces
+from taskfarm.runtime.executor.results import ReplyOption, Results
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import exception_of, run
 from taskfarm.wire.codec import Packed, pack, pack_each
 
@@ -39,7 +39,7 @@ MANY = 64  # results of one batch that are not let go one by one, as large ones 
 
 
 class MapJob:
-    """One `map`; see `taskfarm.runtime.crew.Job` for the methods that are not described here.
+    """One `map`; see `taskfarm.runtime.executor.crew.Job` for the methods that are not described here.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ from taskfarm.config import OnError
 from taskfarm.futures._ending import note_broken
 from taskfarm.futures._executor import Executor
 from taskfarm.futures._nested import NestedExecutor
+from taskfarm.runtime.launching.surroundings import usable_cores
 from taskfarm.runtime.session import current
-from taskfarm.runtime.surroundings import usable_cores
 
 __all__ = ["MPIPoolExecutor", "ProcessPoolExecutor", "ThreadPoolExecutor"]
 

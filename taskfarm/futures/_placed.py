@@ -10,12 +10,12 @@ from taskfarm.futures._arguments import copied, fail_unpicklable
 from taskfarm.futures._future import AnyFuture, Future
 from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._retry import with_retries
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.functions import KnownFunction
-from taskfarm.runtime.jobs import Supplied
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.functions import KnownFunction
+from taskfarm.runtime.executor.jobs import Supplied
+from taskfarm.runtime.executor.teams import NO_MPI
 from taskfarm.runtime.registry import PlacedObjectId
 from taskfarm.runtime.runner import exception_of
-from taskfarm.runtime.teams import NO_MPI
 from taskfarm.wire.codec import Packed, unpack
 from taskfarm.wire.frames import Buffer
 from taskfarm.wire.work import pack_work
@@ -24,7 +24,7 @@ __all__ = ["PlacedTask", "PlacedTasks"]
 
 
 class PlacedTask:
-    """A placed task; see `taskfarm.runtime.team_desk.PlacedTask` for the methods."""
+    """A placed task; see `taskfarm.runtime.executor.team_desk.PlacedTask` for the methods."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from taskfarm.errors import UsageError
 from taskfarm.futures._future import Future
-from taskfarm.runtime.terminal import terminal_columns
+from taskfarm.runtime.launching.terminal import terminal_columns
 
 __all__ = ["Progress", "as_completed", "shown"]
 

@@ -11,11 +11,11 @@ from taskfarm.futures._arguments import copy_of
 from taskfarm.futures._future import AnyFuture, broken
 from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._placed import PlacedTask, PlacedTasks
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.functions import KnownFunction
-from taskfarm.runtime.jobs import Initializer, Parcel, Pieces
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.functions import KnownFunction
+from taskfarm.runtime.executor.jobs import Initializer, Parcel, Pieces
+from taskfarm.runtime.executor.results import ReplyOption, Results
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.results import ReplyOption, Results
 from taskfarm.runtime.runner import exception_of
 from taskfarm.scheduling.pacing import RETRIES
 from taskfarm.wire.codec import Packed
@@ -63,7 +63,7 @@ class Task:
 
 
 class TaskJob:
-    """The tasks of one executor; see `taskfarm.runtime.crew.Job` for the methods that are not described here.
+    """The tasks of one executor; see `taskfarm.runtime.executor.crew.Job` for the methods that are not described here.
 
     Parameters
     ----------

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from taskfarm.runtime.blas import VARIABLES
+from taskfarm.runtime.launching.blas import VARIABLES
+from taskfarm.runtime.launching.start import cores_by_host
 from taskfarm.runtime.session import Session
-from taskfarm.runtime.start import cores_by_host
 
 __all__ = ["initialize_worker", "threads_per_worker"]
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from taskfarm.errors import UsageError
 from taskfarm.objects import _calls
-from taskfarm.runtime import boot, ending
+from taskfarm.runtime import ending
+from taskfarm.runtime.launching import boot
 from taskfarm.runtime.session import current
 
 __all__: list[str] = []

@@ -21,7 +21,7 @@ from taskfarm.runtime.call_limits import run_within
 from taskfarm.runtime.endpoint import Endpoint, Surroundings
 from taskfarm.runtime.options import CallOption
 from taskfarm.runtime.runner import decode_failure, describe, failure_of, run
-from taskfarm.runtime.vitals import Mark
+from taskfarm.runtime.survival.vitals import Mark
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.calls import CallBook
 from taskfarm.scheduling.tree import children

@@ -27,7 +27,7 @@ from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer, Frame, Kind
 
 if TYPE_CHECKING:
-    from taskfarm.runtime.crew import Crew
+    from taskfarm.runtime.executor.crew import Crew
 
 __all__ = ["Controller"]
 

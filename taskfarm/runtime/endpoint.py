@@ -18,7 +18,7 @@ from taskfarm.fast import new_tuple
 from taskfarm.runtime.arrays import ArrayExchange
 from taskfarm.runtime.call_limits import CallLimits
 from taskfarm.runtime.registry import Registry
-from taskfarm.runtime.vitals import no_marks
+from taskfarm.runtime.survival.vitals import no_marks
 from taskfarm.scheduling.mailbox import Letter, Mailbox
 from taskfarm.scheduling.quiescence import RankStatus, Wait
 from taskfarm.transport.base import Transport, raise_if_interrupted
@@ -109,7 +109,7 @@ class Endpoint:
     may_lose : bool
         Whether the job goes on when a rank dies.
     marks : memoryview of int64
-        What the supervisor is to know of this rank, by `taskfarm.runtime.vitals.Mark`.
+        What the supervisor is to know of this rank, by `taskfarm.runtime.survival.vitals.Mark`.
     """
 
     def __init__(self, transport: Transport, surroundings: Surroundings, number: int | None) -> None:

@@ -16,9 +16,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 from taskfarm.runtime.arrays import ArrayExchange
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.deliveries import Deliveries
 from taskfarm.runtime.endpoint import Endpoint
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.deliveries import Deliveries
 from taskfarm.runtime.runner import run
 from taskfarm.transport.base import Transport
 from taskfarm.transport.stream import pause

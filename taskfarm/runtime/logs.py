@@ -20,8 +20,8 @@ from collections import deque
 
 from taskfarm.config import Config
 from taskfarm.errors import ProtocolError
+from taskfarm.runtime.launching.surroundings import promised_rank
 from taskfarm.runtime.options import LogOption
-from taskfarm.runtime.surroundings import promised_rank
 from taskfarm.runtime.worker import Worker
 from taskfarm.transport.base import Transport
 from taskfarm.wire.frames import Buffer, Frame, Kind

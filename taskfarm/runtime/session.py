@@ -23,16 +23,16 @@ from taskfarm.runtime import ending, interrupts
 from taskfarm.runtime.call_limits import CallLimits
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Endpoint, ReportFailure, Surroundings
-from taskfarm.runtime.isolation import isolate_if_possible
-from taskfarm.runtime.lifeline import Lifeline
+from taskfarm.runtime.isolation.asking import isolate_if_possible
+from taskfarm.runtime.launching.start import find_world, wait_for_ranks, warn_of_versions
+from taskfarm.runtime.launching.surroundings import usable_cores
 from taskfarm.runtime.one_thread import OneThread
 from taskfarm.runtime.phases import PHASE_TABLE, Phase, PhaseEvent
 from taskfarm.runtime.registry import Registry
 from taskfarm.runtime.runner import flush_output, print_error
 from taskfarm.runtime.sides import Side, new_side
-from taskfarm.runtime.start import find_world, wait_for_ranks, warn_of_versions
-from taskfarm.runtime.surroundings import usable_cores
-from taskfarm.runtime.vitals import LOST_STATUS
+from taskfarm.runtime.survival.lifeline import Lifeline
+from taskfarm.runtime.survival.vitals import LOST_STATUS
 from taskfarm.runtime.watcher import WatchClient, WatchServer, start_watch, whereabouts_of
 from taskfarm.runtime.worker import Worker
 from taskfarm.scheduling.machine import advance
@@ -42,7 +42,7 @@ from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Frame
 
 if TYPE_CHECKING:
-    from taskfarm.runtime.nursery import Nursery
+    from taskfarm.runtime.isolation.nursery import Nursery
     from taskfarm.transport.world import Opened, Opening, PeerInfo, World
 
 __all__ = ["PHASE_TABLE", "STUCK_STATUS", "Phase", "PhaseEvent", "Session", "current", "enter"]

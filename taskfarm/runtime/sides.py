@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from taskfarm.errors import InternalError, UsageError
 from taskfarm.runtime.controller import Controller
 from taskfarm.runtime.endpoint import Endpoint, Surroundings
-from taskfarm.runtime.isolation import new_worker
+from taskfarm.runtime.isolation.asking import new_worker
 from taskfarm.runtime.phases import Phase
 from taskfarm.runtime.worker import Worker
 from taskfarm.transport.base import Transport
 
 if TYPE_CHECKING:
-    from taskfarm.runtime.nursery import Nursery
+    from taskfarm.runtime.isolation.nursery import Nursery
     from taskfarm.runtime.session import Session
     from taskfarm.transport.world import PeerInfo
 
@@ -97,9 +97,9 @@ def _recorded_side(
     nursery: Nursery | None,
     peers: Sequence[PeerInfo],
 ) -> Side:
-    from taskfarm.runtime.recorded import RecordedController, new_recorded_worker, new_recorder
-    from taskfarm.runtime.recorded_transport import RecordedTransport
-    from taskfarm.runtime.recorder import Track
+    from taskfarm.runtime.recording.recorded import RecordedController, new_recorded_worker, new_recorder
+    from taskfarm.runtime.recording.recorded_transport import RecordedTransport
+    from taskfarm.runtime.recording.recorder import Track
 
     recorder = new_recorder(transport.rank, transport.size, surroundings.host)
     if "taskfarm.transport.comm" in sys.modules:  # not without MPI

@@ -21,16 +21,16 @@ import numpy as np
 from taskfarm.errors import ProtocolError, UsageError
 from taskfarm.fast import new_tuple
 from taskfarm.runtime import work
-from taskfarm.runtime.batches import BatchRunner, Progress
 from taskfarm.runtime.endpoint import CutOff, Endpoint, Surroundings
+from taskfarm.runtime.executor.batches import BatchRunner, Progress
+from taskfarm.runtime.executor.portions import read_group
+from taskfarm.runtime.executor.relay import Relay
+from taskfarm.runtime.executor.teams import Teams
 from taskfarm.runtime.interrupts import deferred_on_worker
 from taskfarm.runtime.options import CallOption, ResultWanted
-from taskfarm.runtime.portions import read_group
-from taskfarm.runtime.receiving import BlockReceiver
-from taskfarm.runtime.relay import Relay
 from taskfarm.runtime.runner import Outcome, encode_failure, end_forked_child, failure_of, flush_output, run
-from taskfarm.runtime.teams import Teams
-from taskfarm.runtime.vitals import Mark
+from taskfarm.runtime.sharing.receiving import BlockReceiver
+from taskfarm.runtime.survival.vitals import Mark
 from taskfarm.scheduling.calls import REPORT_EVERY
 from taskfarm.scheduling.mailbox import Letter
 from taskfarm.scheduling.tree import children

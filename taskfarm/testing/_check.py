@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from taskfarm.errors import TaskfarmError, WorkerLostError
-from taskfarm.runtime.crew import Crew
+from taskfarm.runtime.executor.crew import Crew
 from taskfarm.scheduling.pacing import RETRIES
 from taskfarm.testing._tasks import Item, Kind, expected
 

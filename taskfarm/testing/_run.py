@@ -16,8 +16,8 @@ from taskfarm.errors import UsageError
 from taskfarm.futures._executor import Executor
 from taskfarm.futures._future import ExecutorBrokenError
 from taskfarm.runtime.controller import Controller
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import Hall
 from taskfarm.runtime.session import Session
 from taskfarm.testing._check import SMALL, SimulationFailed, check_crew, check_end, check_outcome, demand
 from taskfarm.testing._plan import Plan

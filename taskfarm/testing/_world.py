@@ -15,12 +15,12 @@ from functools import partial
 
 from taskfarm.config import Config
 from taskfarm.errors import ProtocolError
-from taskfarm.runtime.batches import encode_times
 from taskfarm.runtime.endpoint import Surroundings
-from taskfarm.runtime.losses import LostItem, pack_loss
+from taskfarm.runtime.executor.batches import encode_times
+from taskfarm.runtime.executor.losses import LostItem, pack_loss
+from taskfarm.runtime.executor.results import ReplyOption
 from taskfarm.runtime.options import LossCause
 from taskfarm.runtime.registry import Registry
-from taskfarm.runtime.results import ReplyOption
 from taskfarm.runtime.worker import Worker
 from taskfarm.testing._check import SimulationFailed
 from taskfarm.testing._plan import Plan

@@ -1,1 +1,1 @@
-"""What a trace says: reading the file, a summary, a picture. `taskfarm.runtime.recorder` records."""
+"""What a trace says: reading the file, a summary, a picture. `taskfarm.runtime.recording.recorder` records."""

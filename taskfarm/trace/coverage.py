@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taskfarm.runtime.recorder import Track
+from taskfarm.runtime.recording.recorder import Track
 from taskfarm.trace.reading import Floats, Line, RankTrace
 
 __all__ = ["BATCH", "IDLE", "OTHER", "WAITING", "coverage", "rank_coverage"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from taskfarm.runtime.recorder import Track
+from taskfarm.runtime.recording.recorder import Track
 from taskfarm.trace.coverage import BATCH, IDLE, OTHER, WAITING, rank_coverage
 from taskfarm.trace.reading import Floats, RankTrace, Trace
 from taskfarm.trace.summary import functions_of

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.recorder import Track
-from taskfarm.runtime.trace_file import FORMAT
+from taskfarm.runtime.recording.recorder import Track
+from taskfarm.runtime.recording.trace_file import FORMAT
 
 __all__ = ["Clock", "Line", "Mark", "RankTrace", "Trace", "read_trace"]
 

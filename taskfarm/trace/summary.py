@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from taskfarm.runtime.recorder import Track
+from taskfarm.runtime.recording.recorder import Track
 from taskfarm.trace.reading import RankTrace, Trace
 
 __all__ = ["FunctionSums", "format_seconds", "functions_of", "summarise"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from taskfarm.config import OnError
 from taskfarm.errors import UsageError
-from taskfarm.runtime.isolation import isolate as isolate_tasks
+from taskfarm.runtime.isolation.asking import isolate as isolate_tasks
 from taskfarm.runtime.runner import flush_output
 from taskfarm.runtime.session import Phase, current, enter
 from taskfarm.vm import base

@@ -7,8 +7,8 @@ from typing import Any
 
 from taskfarm.errors import InternalError
 from taskfarm.runtime.controller import Controller
+from taskfarm.runtime.launching.start import cores_by_host
 from taskfarm.runtime.session import Session
-from taskfarm.runtime.start import cores_by_host
 from taskfarm.scheduling.farm import SlotState
 from taskfarm.vm._ids import MPIHostID
 from taskfarm.vm.base import getNumberOfCores

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import Launch, Result
 
-from taskfarm.runtime.recorder import Track
+from taskfarm.runtime.recording.recorder import Track
 from taskfarm.trace.reading import RankTrace, Trace, read_trace
 from taskfarm.trace.summary import functions_of, summarise
 

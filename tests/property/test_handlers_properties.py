@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from runtime_support import LocalFarm, where
 
 from taskfarm.runtime.endpoint import TASK_ENDED
-from taskfarm.runtime.jobs import Pieces
+from taskfarm.runtime.executor.jobs import Pieces
+from taskfarm.runtime.executor.portions import group_frame, portion_frame
 from taskfarm.runtime.options import BatchOption
-from taskfarm.runtime.portions import group_frame, portion_frame
 from taskfarm.runtime.work import pack_work
 from taskfarm.wire.frames import Frame, Kind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskfarm.runtime.blas import VARIABLES, thread_variables
+from taskfarm.runtime.launching.blas import VARIABLES, thread_variables
 
 
 def test_a_share_of_the_cores() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RUN_SCRIPT = "import sys; from taskfarm.runtime.boot import run_script as r; sys.exit(r(sys.argv[1], sys.argv[2:]))"
-RUN_MODULE = "import sys; from taskfarm.runtime.boot import run_module as r; sys.exit(r(sys.argv[1], sys.argv[2:]))"
+RUN = "import sys\nfrom taskfarm.runtime.launching.boot import {} as run\nsys.exit(run(sys.argv[1], sys.argv[2:]))"
+RUN_SCRIPT, RUN_MODULE = RUN.format("run_script"), RUN.format("run_module")
 
 SHOW = """
     import __main__, sys
@@ -112,7 +112,7 @@ def test_interrupt_is_reported_as_a_shell_does(tmp_path: Path) -> None:
 def test_main_module_stays(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("def f():\n    return value\nvalue = 7\n")
     code = (
-        "import sys; from taskfarm.runtime.boot import run_script\n"
+        "import sys; from taskfarm.runtime.launching.boot import run_script\n"
         "assert run_script('program.py', [], {'value': 5, 'extra': 6}) == 0\n"
         "import __main__; assert __main__.f() == 7 and __main__.extra == 6\n"
     )
@@ -122,5 +122,5 @@ def test_main_module_stays(tmp_path: Path) -> None:
 def test_callers_folder_may_stay_on_the_path(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "program.py").write_text("import sys; print(sys.path[:2])")
-    code = "from taskfarm.runtime.boot import run_script as r; r('sub/program.py', [], keep_path=True)"
+    code = "from taskfarm.runtime.launching.boot import run_script as r; r('sub/program.py', [], keep_path=True)"
     assert outcome(["-c", code], tmp_path)[1] == f"{[str(tmp_path / 'sub'), '']}\n"

@@ -13,8 +13,8 @@ import pytest
 
 from taskfarm.cli import main, run
 from taskfarm.cli._arguments import split_program
-from taskfarm.runtime.launch import Situation
-from taskfarm.runtime.libmpi import SearchPaths
+from taskfarm.runtime.launching.launch import Situation
+from taskfarm.runtime.launching.libmpi import SearchPaths
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -249,7 +249,8 @@ def test_program_of_a_rank_starts_before_mpi4py_is_imported(tmp_path: Path) -> N
 
 def test_stand_in_runs_as_a_module(tmp_path: Path) -> None:
     code = (
-        "import sys; from taskfarm.runtime import boot, ending; from taskfarm.cli.rank import run_on_this_rank\n"
+        "import sys; from taskfarm.runtime import ending; from taskfarm.runtime.launching import boot\n"
+        "from taskfarm.cli.rank import run_on_this_rank\n"
         "boot.run_module = lambda *words: print(words) or 0\n"
         "run_on_this_rank(['pymor.tools.mpi'], ['-m', 'pymor.tools.mpi', 's.py'], {})"
     )

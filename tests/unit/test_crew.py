@@ -22,10 +22,10 @@ from taskfarm.futures._comm import _CommExecutor
 from taskfarm.futures._ending import note_broken
 from taskfarm.futures._future import broken
 from taskfarm.futures._tasks import TaskJob
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import Hall
-from taskfarm.runtime.portions import Part, Singles, parts_frame
-from taskfarm.runtime.relay_crew import RelayCrew
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import Hall
+from taskfarm.runtime.executor.portions import Part, Singles, parts_frame
+from taskfarm.runtime.executor.relay_crew import RelayCrew
 from taskfarm.runtime.session import Session
 from taskfarm.wire.frames import Frame, Kind
 

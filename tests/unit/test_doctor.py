@@ -17,8 +17,8 @@ from taskfarm.doctor import local
 from taskfarm.doctor.findings import Finding, Level, format_finding, verdict
 from taskfarm.doctor.job import run_job
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
-from taskfarm.runtime.launch import Launcher, LaunchPlan, Situation
-from taskfarm.runtime.libmpi import Family, MpiLibrary, SearchPaths
+from taskfarm.runtime.launching.launch import Launcher, LaunchPlan, Situation
+from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, SearchPaths
 
 OPEN_MPI = Launcher(("/opt/bin/mpiexec",), Family.OPENMPI, (5, 0), "beside the library")
 SRUN = Launcher(("/usr/bin/srun", "--mpi=pmix"), Family.UNKNOWN, (), "Slurm job")

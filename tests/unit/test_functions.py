@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskfarm.runtime.functions import FunctionBook
+from taskfarm.runtime.executor.functions import FunctionBook
 from taskfarm.wire.codec import unpack
 
 

@@ -11,8 +11,8 @@ from runtime_support import local_farm
 
 from taskfarm.config import Config
 from taskfarm.errors import UsageError
-from taskfarm.runtime import crews
-from taskfarm.runtime.relay_crew import RelayCrew
+from taskfarm.runtime.executor import crews
+from taskfarm.runtime.executor.relay_crew import RelayCrew
 
 
 def session(size: int | None, *, isolated: bool = False, lifeline: object = None) -> Any:

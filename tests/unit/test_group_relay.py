@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import pytest
 
 from taskfarm.errors import ProtocolError
-from taskfarm.runtime import relay as relay_module
-from taskfarm.runtime.jobs import Pieces
+from taskfarm.runtime.executor import relay as relay_module
+from taskfarm.runtime.executor.jobs import Pieces
+from taskfarm.runtime.executor.portions import BACK, Part, Singles, portion_frame, read_group, read_parts, read_portion
+from taskfarm.runtime.executor.relay import Relay
+from taskfarm.runtime.executor.results import ReplyOption
 from taskfarm.runtime.options import BatchOption, FunctionOption
-from taskfarm.runtime.portions import BACK, Part, Singles, portion_frame, read_group, read_parts, read_portion
-from taskfarm.runtime.relay import Relay
-from taskfarm.runtime.results import ReplyOption
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.codec import unpack
 from taskfarm.wire.frames import Frame, Kind

@@ -16,7 +16,7 @@ from taskfarm.errors import UsageError
 from taskfarm.futures._fingerprint import digest_of, fingerprint, name_of
 from taskfarm.futures._journal import Chapter, Journal, JournalError
 from taskfarm.futures._journaled import JournaledMap, Shelf
-from taskfarm.runtime.results import Results, pack_results
+from taskfarm.runtime.executor.results import Results, pack_results
 from taskfarm.runtime.runner import encode_failure, failure_of
 
 FIRST = digest_of("first")

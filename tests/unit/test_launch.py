@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.blas import VARIABLES
-from taskfarm.runtime.launch import Situation, plan_launch, wrong_launcher
-from taskfarm.runtime.libmpi import Family, MpiLibrary, SearchPaths, ask_library, find_library, mpi_library
+from taskfarm.runtime.launching.blas import VARIABLES
+from taskfarm.runtime.launching.launch import Situation, plan_launch, wrong_launcher
+from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, SearchPaths, ask_library, find_library, mpi_library
 
 MPICH_LIB = b"\x7fELF....MPI_Get_version....MPICH Version"
 OPENMPI_LIB = b"\x7fELF....MPI_Get_version....ompi_mpi_comm_self"

@@ -15,8 +15,8 @@ from runtime_support import LIMIT_S, LocalFarm, local_farm, new_gate, wait_at_ga
 
 from taskfarm.config import Config
 from taskfarm.futures._comm import _CommExecutor
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import Hall
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import Hall
 from taskfarm.runtime.host_memory import HostMemory, report_memory
 from taskfarm.runtime.live import HostLoad, LiveView, Load, load_of, start_view, status_line
 from taskfarm.runtime.session import Session

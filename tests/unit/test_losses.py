@@ -8,9 +8,9 @@ import pytest
 
 from taskfarm.errors import ProtocolError, TaskTimeoutError, WorkerLostError
 from taskfarm.futures._retry import Retried, with_retries
-from taskfarm.runtime.limits import Limits, Sentence, pack_limits, read_limits
-from taskfarm.runtime.losses import LostItem, error_of_loss, pack_loss, read_loss
-from taskfarm.runtime.nursery import describe_status
+from taskfarm.runtime.executor.limits import Limits, Sentence, pack_limits, read_limits
+from taskfarm.runtime.executor.losses import LostItem, error_of_loss, pack_loss, read_loss
+from taskfarm.runtime.isolation.nursery import describe_status
 from taskfarm.runtime.options import LossCause
 from taskfarm.scheduling.pacing import Loss
 

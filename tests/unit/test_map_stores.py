@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskfarm.futures._held import Held
 from taskfarm.futures._stock import StockByItem
-from taskfarm.runtime.results import ReplyOption, Results, Singles
+from taskfarm.runtime.executor.results import ReplyOption, Results, Singles
 from taskfarm.wire.codec import OOB_MIN_BYTES, pack, pack_each, unpack
 
 

@@ -8,7 +8,7 @@ import textwrap
 
 BEGIN = """
 import os, select, signal, socket, sys, time
-from taskfarm.runtime.nursery import Nursery, check_possible
+from taskfarm.runtime.isolation.nursery import Nursery, check_possible
 from taskfarm.errors import UsageError, WorkerLostError
 
 def main(sock, page):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from taskfarm.errors import ProtocolError
-from taskfarm.runtime import receiving
-from taskfarm.runtime.receiving import BlockReceiver, ShareOption
+from taskfarm.runtime.sharing import receiving
+from taskfarm.runtime.sharing.receiving import BlockReceiver, ShareOption
 from taskfarm.scheduling.tree import children
 from taskfarm.transport.blocks import Block, open_block
 from taskfarm.transport.local import LocalHub

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from taskfarm.runtime.recorder import (
+from taskfarm.runtime.recording.recorder import (
     MAX_MARKS,
     SEVERAL,
     MarkHandler,

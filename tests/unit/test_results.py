@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taskfarm.runtime.results import ReplyOption, Results, pack_results
+from taskfarm.runtime.executor.results import ReplyOption, Results, pack_results
 from taskfarm.runtime.runner import encode_failure, failure_of
 from taskfarm.wire.codec import OOB_MIN_BYTES
 

@@ -13,13 +13,13 @@ import pytest
 from taskfarm.config import Config
 from taskfarm.futures import Executor
 from taskfarm.futures._comm import _CommExecutor
-from taskfarm.runtime.batches import BatchRunner
 from taskfarm.runtime.controller import Controller
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.crews import Hall
 from taskfarm.runtime.endpoint import Surroundings
+from taskfarm.runtime.executor.batches import BatchRunner
+from taskfarm.runtime.executor.crew import Crew
+from taskfarm.runtime.executor.crews import Hall
+from taskfarm.runtime.executor.relay_crew import RelayCrew
 from taskfarm.runtime.registry import Registry
-from taskfarm.runtime.relay_crew import RelayCrew
 from taskfarm.runtime.runner import run
 from taskfarm.runtime.session import Session
 from taskfarm.transport.local import LocalHub, LocalTransport

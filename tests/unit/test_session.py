@@ -18,7 +18,8 @@ import pytest
 
 from taskfarm.config import Config, OnError
 from taskfarm.errors import InternalError, ProtocolError, UsageError, WorkerLostError
-from taskfarm.runtime import ending, session, start
+from taskfarm.runtime import ending, session
+from taskfarm.runtime.launching import start
 from taskfarm.runtime.session import PHASE_TABLE, Phase, PhaseEvent, Session, current
 from taskfarm.transport.local import LocalHub
 from taskfarm.wire.frames import Frame, Kind

@@ -10,7 +10,7 @@ import pytest
 
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._tasks import TaskJob
-from taskfarm.runtime.team_desk import TeamDesk
+from taskfarm.runtime.executor.team_desk import TeamDesk
 from taskfarm.scheduling.dealing import Dealer
 from taskfarm.testing import Plan, SimulationFailed, simulate
 

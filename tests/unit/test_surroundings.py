@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskfarm.runtime.surroundings import (
+from taskfarm.runtime.launching.surroundings import (
     default_ranks,
     expected_world_size,
     explain_mismatch,

@@ -18,11 +18,11 @@ import pytest
 from runtime_support import LocalFarm, local_farm
 
 from taskfarm.errors import WorkerLostError
-from taskfarm.runtime.crew import Crew
-from taskfarm.runtime.hub import Hub
+from taskfarm.runtime.executor.crew import Crew
 from taskfarm.runtime.lines import Lines
 from taskfarm.runtime.runner import decode_failure
-from taskfarm.runtime.vitals import Mark, describe_end, look_at, no_marks
+from taskfarm.runtime.survival.hub import Hub
+from taskfarm.runtime.survival.vitals import Mark, describe_end, look_at, no_marks
 from taskfarm.runtime.work import pack_work
 from taskfarm.scheduling.survival import Look, Pulse, Standing, fatal_reason
 from taskfarm.transport.memory import memory_of

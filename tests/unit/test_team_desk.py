@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from taskfarm.errors import ProtocolError, RankFailure
-from taskfarm.runtime import team_desk
-from taskfarm.runtime.jobs import Supplies
+from taskfarm.runtime.executor import team_desk
+from taskfarm.runtime.executor.jobs import Supplies
+from taskfarm.runtime.executor.team_desk import TEAM_REPORT, TeamDesk
+from taskfarm.runtime.executor.teams import _read_head
 from taskfarm.runtime.options import TeamForget, TeamReply
 from taskfarm.runtime.registry import PlacedObjectId, Registry
 from taskfarm.runtime.runner import encode_failure
-from taskfarm.runtime.team_desk import TEAM_REPORT, TeamDesk
-from taskfarm.runtime.teams import _read_head
 from taskfarm.scheduling.dealing import Dealer
 from taskfarm.wire.codec import Packed
 from taskfarm.wire.frames import Buffer, Frame, Kind, encode, parse_whole

@@ -6,7 +6,7 @@ import io
 import os
 import pty
 
-from taskfarm.runtime.terminal import terminal_columns, terminal_variable
+from taskfarm.runtime.launching.terminal import terminal_columns, terminal_variable
 
 
 def test_a_pipe_is_no_terminal() -> None:

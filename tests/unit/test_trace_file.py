@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.recorder import Recorder, Track
-from taskfarm.runtime.trace_file import Clock, TraceFile
+from taskfarm.runtime.recording.recorder import Recorder, Track
+from taskfarm.runtime.recording.trace_file import Clock, TraceFile
 from taskfarm.trace.coverage import BATCH, OTHER, WAITING, coverage, rank_coverage
 from taskfarm.trace.plot import Picture, save_plot
 from taskfarm.trace.reading import Line, read_trace

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from taskfarm.cli._watch import STRANGER_S, Watch
-from taskfarm.runtime.outpost import Outpost, launcher_grace_s
-from taskfarm.runtime.surroundings import OUTPOST_VARIABLE
+from taskfarm.runtime.launching.surroundings import OUTPOST_VARIABLE
+from taskfarm.runtime.survival.outpost import Outpost, launcher_grace_s
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="supervisors are for Linux")
 
@@ -173,7 +173,7 @@ time.sleep(2.0)
 # A launcher that hangs, with a helper in a session of its own; it plays the hub, too.
 HANGS = """
 import os, signal, subprocess, sys, time
-from taskfarm.runtime.outpost import Outpost
+from taskfarm.runtime.survival.outpost import Outpost
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sleep = [sys.executable, "-c", "import time; time.sleep(100)"]
 helper = "import subprocess, sys; print(subprocess.Popen(%r, start_new_session=True).pid, flush=True)" % sleep

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from taskfarm.bench.launcher import output_of, run_words
 from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
-from taskfarm.runtime.launch import LaunchPlan, Situation, plan_launch
+from taskfarm.runtime.launching.launch import LaunchPlan, Situation, plan_launch
 
 __all__ = ["crowded_rate", "first_line", "first_session", "isolated"]
 

@@ -12,8 +12,8 @@ from tf_vm import results
 import taskfarm
 from taskfarm import Executor, objects
 from taskfarm.futures import MPIPoolExecutor, get_comm_workers
+from taskfarm.runtime.launching.surroundings import expected_world_size
 from taskfarm.runtime.session import current
-from taskfarm.runtime.surroundings import expected_world_size
 from taskfarm.vm import MPI
 
 EX: Executor

@@ -17,7 +17,7 @@ import numpy as np
 from tf_checks import equal, eventually, holds, peak_bytes, raises, run_checks
 
 from taskfarm import Executor
-from taskfarm.runtime.surroundings import expected_world_size
+from taskfarm.runtime.launching.surroundings import expected_world_size
 
 EX: Executor
 MB = 1 << 20

@@ -20,7 +20,7 @@ from tf_checks import equal, eventually, holds, peak_bytes, raises, run_checks
 
 import taskfarm
 from taskfarm import Executor, RemoteError, as_completed, wait
-from taskfarm.runtime.surroundings import expected_world_size
+from taskfarm.runtime.launching.surroundings import expected_world_size
 
 EX: Executor
 

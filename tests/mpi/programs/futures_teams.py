@@ -15,8 +15,8 @@ from mpi4py import MPI
 from tf_checks import equal, eventually, holds, raises, run_checks
 
 from taskfarm import Executor, ObjectId, UsageError, as_completed, objects, task_comm
-from taskfarm.runtime import team_desk
-from taskfarm.runtime.surroundings import expected_world_size
+from taskfarm.runtime.executor import team_desk
+from taskfarm.runtime.launching.surroundings import expected_world_size
 
 EX: Executor
 N_RANKS = expected_world_size(os.environ) or 1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from taskfarm.config import Config
-from taskfarm.runtime.surroundings import usable_cores
+from taskfarm.runtime.launching.surroundings import usable_cores
 from taskfarm.transport.world import Opening, start_world
 from taskfarm.wire.codec import pack, unpack
 from taskfarm.wire.frames import Frame, Kind

@@ -18,7 +18,7 @@ from tf_checks import equal, eventually, holds, raises, run_checks
 
 import taskfarm
 from taskfarm import Executor, TaskTimeoutError, UsageError, WorkerLostError, task_comm
-from taskfarm.runtime.surroundings import expected_world_size
+from taskfarm.runtime.launching.surroundings import expected_world_size
 
 EX: Executor
 LIMIT_S = 20

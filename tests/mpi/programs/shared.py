@@ -15,7 +15,7 @@ from tf_checks import equal, eventually, holds, raises, run_checks
 
 import taskfarm
 from taskfarm import Executor, UsageError, objects, vm
-from taskfarm.runtime.surroundings import expected_world_size
+from taskfarm.runtime.launching.surroundings import expected_world_size
 
 EX: Executor
 MB = 1 << 20

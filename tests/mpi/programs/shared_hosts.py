@@ -19,10 +19,10 @@ for module in (blocks, world):
 
 import taskfarm  # noqa: E402
 from taskfarm import Executor, UsageError  # noqa: E402
-from taskfarm.runtime import receiving, sharing  # noqa: E402
 from taskfarm.runtime.session import current  # noqa: E402
+from taskfarm.runtime.sharing import handles, receiving  # noqa: E402
 
-sharing.memory_key = lambda: HERE
+handles.memory_key = lambda: HERE
 EX: Executor
 
 

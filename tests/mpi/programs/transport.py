@@ -16,7 +16,7 @@ from check_transport import run_check
 from mpi4py import MPI
 
 from taskfarm.config import Config
-from taskfarm.runtime.surroundings import usable_cores
+from taskfarm.runtime.launching.surroundings import usable_cores
 from taskfarm.transport import direct, mpi
 from taskfarm.transport.mpi import MpiTransport
 from taskfarm.transport.world import Opening, start_world

@@ -1,0 +1,1 @@
+"""Before MPI: which library, which launcher, which settings, and the program itself."""

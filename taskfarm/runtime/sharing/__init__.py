@@ -1,0 +1,1 @@
+"""Objects whose arrays are held once per host."""
