@@ -1,7 +1,8 @@
-"""Hosts that are none: network namespaces of this machine, each with an address, a name and a /dev/shm of its own.
+"""Make hosts out of one machine: each has network, name, processes and shared memory of its own; files are shared.
 
-A bridge in a namespace of its own joins them; nothing is added to the machine's own network. Needs root, and the
-commands ``ip`` (iproute2), ``unshare`` and ``nsenter`` (util-linux). `ssh_like.py` plays ssh for the launchers.
+A host is a set of Linux namespaces that a first process keeps alive; when it is killed, the kernel kills all others of
+the host. The hosts are joined by a switch that lives in a namespace as well, so nothing is added to the network of the
+machine. It takes root, `unshare` and `nsenter` (util-linux) and `ip` (iproute2). `ssh_like.py` plays ssh for launchers.
 """
 
 from __future__ import annotations
@@ -11,122 +12,152 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Hosts", "what_is_missing"]
+__all__ = ["Hosts", "missing_tools"]
 
-_SWITCH = "ip link set lo up && ip link add bridge0 type bridge && ip link set bridge0 up"
-_HOST = (
-    "hostname {name} && mount -t tmpfs tmpfs /dev/shm && mount --bind {table} /etc/hosts && ip link set lo up"
-)  # fmt: skip
-_STAY = " && echo ready && exec sleep infinity"
+_NET = "10.77.0"
+_TOOLS = ("unshare", "nsenter", "ip")
+_READY_S = 10.0
+# The first process of a host takes in those whose parents have ended.
+_INIT = "sleep infinity & wait"
 
 
-def what_is_missing() -> str:
-    """Return what these hosts need and do not have here, or an empty string."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return "root"
-    commands = [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]
-    if commands:
-        return f"the command {commands[0]}"
-    tried = subprocess.run(["unshare", "-n", "-u", "-m", "-i", "true"], capture_output=True, check=False)
-    return "" if tried.returncode == 0 else f"the right to make namespaces ({tried.stderr.decode().strip()})"
+def missing_tools() -> list[str]:
+    """Return what hosts need and this machine does not have."""
+    missing = [name for name in _TOOLS if shutil.which(name) is None]
+    if os.geteuid() != 0:
+        return [*missing, "root"]
+    if not missing and subprocess.run(["unshare", "-n", "-u", "-m", "-i", "true"], check=False).returncode != 0:
+        return ["the right to make namespaces"]
+    return missing
 
 
 class Hosts:
-    """Some hosts; a context manager, which takes them down.
+    """Some hosts, and the switch between them.
 
     Parameters
     ----------
     folder : Path
-        For the table of names and for what `ssh_like.py` needs to know.
-    n : int
-        How many.
-
-    Attributes
-    ----------
-    names : list of str
-        host1, host2, ...
+        Where their process ids and ``/etc/hosts`` are kept; new, or that of hosts that are there already.
+    names : sequence of str
+        Of the hosts; the first one has the address 10.77.0.1.
     """
 
-    def __init__(self, folder: Path, n: int) -> None:
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
-        self.names = [f"host{number}" for number in range(1, n + 1)]
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._n = n
+        self.names = list(names)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}  # those that this object has started
 
-    def __enter__(self) -> Hosts:
-        """Make them."""
-        try:
-            self._make()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def up(self) -> None:
+        """Start them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = ["127.0.0.1 localhost", *(f"{self.address(name)} {name}" for name in self.names)]
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        self._start("switch", ["-n", "-p"], "ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
+        for name in self.names:
+            self.start(name)
 
-    def __exit__(self, *exc: object) -> None:
-        """Take them down, with all that runs there."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for process in self._processes:
-            process.kill()
-            process.wait()
+    def start(self, name: str) -> None:
+        """Start one host, which may have been killed before."""
+        commands = [
+            f"hostname {name}",
+            "mount -t tmpfs tmpfs /dev/shm",
+            f"mount --bind {self.folder / 'hosts'} /etc/hosts",
+            "ip link set lo up",
+        ]
+        flags = ["-n", "-u", "-m", "-i", "-p", "--mount-proc", "--propagation", "private"]
+        self._start(name, flags, " && ".join(commands))
+        host, switch = self._pid(name), self._pid("switch")
+        plug = f"to-{name}"
+        # The hardware address stays the same over a restart, as the other hosts expect.
+        card = ["name", "eth0", "address", f"02:00:00:00:00:{self.names.index(name) + 1:02x}", "netns", str(host)]
+        _call(*_inside(switch, "-n"), "ip", "link", "add", plug, "type", "veth", "peer", *card)
+        _call(*_inside(switch, "-n"), "ip", "link", "set", plug, "master", "br0", "up")
+        _call(*_inside(host, "-n"), "ip", "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
+        _call(*_inside(host, "-n"), "ip", "link", "set", "eth0", "up")
 
-    def _make(self) -> None:
-        table = self.folder / "table"
-        lines = [f"10.77.0.{number} {name}" for number, name in enumerate(self.names, 1)]
-        table.write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
-        switch = self._start(["unshare", "-n"], _SWITCH)
-        for number, name in enumerate(self.names, 1):
-            setting = _HOST.format(name=name, table=table)
-            pid = self._start(["unshare", "-n", "-u", "-m", "-i", "--propagation", "private"], setting)
-            (self.folder / f"{name}.pid").write_text(str(pid))
-            link = ["ip", "link", "add", f"to{number}", "type", "veth", "peer", "name", "eth0"]
-            self._in_network(switch, [*link, "netns", f"/proc/{pid}/ns/net"])
-            self._in_network(switch, ["ip", "link", "set", f"to{number}", "master", "bridge0", "up"])
-            self._in_network(pid, ["ip", "addr", "add", f"10.77.0.{number}/24", "dev", "eth0"])
-            self._in_network(pid, ["ip", "link", "set", "eth0", "up"])
+    def _start(self, name: str, flags: Sequence[str], commands: str) -> None:
+        ready = self.folder / f"{name}.ready"
+        ready.unlink(missing_ok=True)
+        script = f"{commands} && touch {ready} && {_INIT}"
+        with open(self.folder / f"{name}.log", "wb") as log:
+            process = subprocess.Popen(
+                ["unshare", *flags, "--fork", "--kill-child", "bash", "-c", script],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+            )  # fmt: skip
+        deadline = time.monotonic() + _READY_S
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise RuntimeError(f"host {name} does not start: {(self.folder / f'{name}.log').read_text()}")
+            time.sleep(0.01)
+        self._processes[name] = process
+        first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        (self.folder / f"{name}.pid").write_text(f"{process.pid} {first}")
 
-    def _start(self, namespaces: Sequence[str], script: str) -> int:
-        process = subprocess.Popen(
-            [*namespaces, "sh", "-c", script + _STAY], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        self._processes.append(process)
-        assert process.stdout is not None
-        with process.stdout as said:
-            is_ready = said.readline() == b"ready\n"
-        if not is_ready:
-            raise RuntimeError(f"cannot make a host: {script}")
-        return process.pid
+    def address(self, name: str) -> str:
+        """Return the address of a host."""
+        return f"{_NET}.{self.names.index(name) + 1}"
 
-    @staticmethod
-    def _in_network(pid: int, command: Sequence[str]) -> None:
-        subprocess.run(["nsenter", "-t", str(pid), "-n", *command], check=True)
+    def command(self, name: str, *words: str) -> list[str]:
+        """Return the command that runs `words` on the host `name`, in this process's working directory."""
+        return [*_inside(self._pid(name), "-n", "-u", "-m", "-i", "-p"), f"--wd={os.getcwd()}", "--", *words]
 
-    def pid_of(self, name: str) -> int:
-        """Return the process whose namespaces are the host."""
-        return int((self.folder / f"{name}.pid").read_text())
+    def is_up(self, name: str) -> bool:
+        """Tell whether a host was started, and not killed since."""
+        return (self.folder / f"{name}.pid").exists()
 
-    def on(self, name: str, command: Sequence[str]) -> list[str]:
-        """Return the command that runs `command` on a host."""
-        return ["nsenter", "-t", str(self.pid_of(name)), "-n", "-u", "-m", "-i", f"--wd={os.getcwd()}", "--", *command]
+    def kill(self, name: str) -> None:
+        """Cut the power: the network is silent at once, then all processes are gone."""
+        _call(*_inside(self._pid("switch"), "-n"), "ip", "link", "delete", f"to-{name}")
+        self._kill(name)
 
     def pull(self, name: str) -> None:
-        """Pull the network cable of a host: nobody is told, no connection is closed, its processes go on."""
-        (self.folder / f"{name}.pulled").touch()
-        self._in_network(self.pid_of(name), ["ip", "link", "set", "eth0", "down"])
+        """Pull the network cable: nobody is told, no connection is closed, the processes go on."""
+        (self.folder / f"{name}.pulled").touch()  # for `ssh_like.py`
+        _call(*_inside(self._pid(name), "-n"), "ip", "link", "set", "eth0", "down")
 
     def processes(self, *names: str) -> dict[int, str]:
-        """Return what runs on these hosts, by default on all, as ``{pid: command line}``."""
-        keepers = {self.pid_of(name) for name in names or self.names if (self.folder / f"{name}.pid").exists()}
-        spaces = {os.readlink(f"/proc/{pid}/ns/uts") for pid in keepers if Path(f"/proc/{pid}").exists()}
+        """Return what runs on these hosts, as ``{pid: command line}``."""
+        spaces = {os.readlink(f"/proc/{self._pid(name)}/ns/uts") for name in names}
+        keepers = {int(pid) for name in names for pid in (self.folder / f"{name}.pid").read_text().split()}
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) not in keepers:
                 with contextlib.suppress(OSError):
-                    if os.readlink(entry / "ns" / "uts") in spaces:
-                        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                        found[int(entry.name)] = command.strip()
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    if os.readlink(entry / "ns" / "uts") in spaces and command != "sleep infinity":
+                        found[int(entry.name)] = command
         return found
+
+    def _kill(self, name: str) -> None:
+        path = self.folder / f"{name}.pid"
+        with contextlib.suppress(OSError):
+            outer, first = map(int, path.read_text().split())
+            path.unlink()
+            for pid in (first, outer):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if name in self._processes:
+                self._processes.pop(name).wait()
+
+    def down(self) -> None:
+        """End everything."""
+        for path in self.folder.glob("*.pid"):
+            self._kill(path.stem)
+
+    def _pid(self, name: str) -> int:
+        return int((self.folder / f"{name}.pid").read_text().split()[1])
+
+
+def _inside(pid: int, *namespaces: str) -> list[str]:
+    return ["nsenter", "-t", str(pid), *namespaces]
+
+
+def _call(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr}")

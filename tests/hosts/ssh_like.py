@@ -27,7 +27,8 @@ def main() -> int:
     folder = Path(os.environ["TASKFARM_TEST_HOSTS"])
     host = host.rpartition("@")[2]
     pulled = folder / f"{host}.pulled"
-    enter = ["nsenter", "-t", (folder / f"{host}.pid").read_text(), "-n", "-u", "-m", "-i", f"--wd={Path.cwd()}", "--"]
+    first = (folder / f"{host}.pid").read_text().split()[1]
+    enter = ["nsenter", "-t", first, "-n", "-u", "-m", "-i", "-p", f"--wd={Path.cwd()}", "--"]
     process = subprocess.Popen(
         [*enter, "/bin/sh", "-c", " ".join(command)],
         env={name: value for name, value in os.environ.items() if name in KEPT},

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from harness import Job, is_openmpi, mpiexec_path, start_job
-from hosts import Hosts, what_is_missing
+from hosts import Hosts, missing_tools
 
 HERE = Path(__file__).resolve().parent
-MISSING = what_is_missing()
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"hosts in network namespaces need {MISSING}")
+MISSING = missing_tools()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"hosts made of namespaces need {', '.join(MISSING)}")
 
 HEARTBEAT_S = 10.0
 LOADED_S = 1.5  # for a machine that has more to do than this
@@ -34,8 +34,12 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Hosts]:
     """Three of them."""
-    with Hosts(tmp_path, 3) as hosts:
+    hosts = Hosts(tmp_path, ["host1", "host2", "host3"])
+    try:
+        hosts.up()
         yield hosts
+    finally:
+        hosts.down()
 
 
 def launcher_words(ssh: str, hosts: Sequence[str]) -> str:
@@ -51,7 +55,7 @@ def start(hosts: Hosts, ssh: str, here: str, where: Sequence[str], folder: Path,
 
     def command(n: int, target: Sequence[str]) -> Sequence[str]:
         run = [sys.executable, "-m", "taskfarm", "run", "--survive", "-n", str(n)]
-        return hosts.on(here, [*run, "--mpiexec", launcher_words(ssh, where), *target])
+        return hosts.command(here, *run, "--mpiexec", launcher_words(ssh, where), *target)
 
     arguments = [str(N_TASKS), str(TASK_S), str(folder)]
     # Open MPI's own transports between hosts, and not what the single host of other tests is given.

@@ -17,6 +17,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
+
 from hosts import Hosts, missing_tools
 
 __all__ = ["CONTROL", "Cluster", "missing"]
