@@ -22,8 +22,9 @@ NUMPY_1 := numpy<2; python_version < '3.13'
 # Part of them: make test MPI_TESTS='tests/mpi/test_faults.py -k interrupt'
 MPI_TESTS ?= tests/mpi
 
-# Two files at a time; those of MPI tests for each library, since their jobs wait more than they compute.
+# Two files at a time. MPI tests mostly wait, so both libraries have their turn at the same time; Open MPI starts slower.
 PYTEST := -m pytest -q -n 2 --dist loadfile
+OPENMPI_PYTEST := -m pytest -q -n 3 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
@@ -54,7 +55,7 @@ test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
 	$(OPENMPI_PY) $(PYTEST) tests/unit
 	@echo '== MPI tests under MPICH and Open MPI, at the same time: they mostly wait'
 	@TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(OPENMPI_VENV)/bin/mpiexec $(PY) $(PYTEST) $(MPI_TESTS) >$(VENV)/mpi-tests.log 2>&1 & mpich=$$!; \
-	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) $(PYTEST) $(MPI_TESTS) >$(OPENMPI_VENV)/mpi-tests.log 2>&1 & openmpi=$$!; \
+	TASKFARM_TEST_OTHER_MPIEXEC=$(CURDIR)/$(VENV)/bin/mpiexec $(OPENMPI_PY) $(OPENMPI_PYTEST) $(MPI_TESTS) >$(OPENMPI_VENV)/mpi-tests.log 2>&1 & openmpi=$$!; \
 	status=0; \
 	wait $$mpich || status=1; echo '== MPI tests, MPICH'; cat $(VENV)/mpi-tests.log; \
 	wait $$openmpi || status=1; echo '== MPI tests, Open MPI'; cat $(OPENMPI_VENV)/mpi-tests.log; \
