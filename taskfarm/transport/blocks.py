@@ -6,39 +6,26 @@ that was unlinked at once. So the kernel takes it back when the last process tha
 which takes no help of that process: it may compute for hours meanwhile. The kernel allows that to processes of the
 same user in the same user namespace; `memory_key` says who they are.
 
-Shared memory has pages of 4 kB unless an administrator has said otherwise (``shmem_enabled``), while numpy's own arrays
-get huge ones; to fill and to read it would take twice as long. So each 2 MB of a block are begun with one byte and then
-collapsed into a huge page (``MADV_COLLAPSE``, Linux 6.1), and mappings begin where huge pages can. Blocks are filled by
-``pwrite``, which takes no page faults. Measured for 256 MB, CPU time (Linux 6.18): a copy into fresh memory of numpy's
-0.049 s, this 0.056 s, ``pwrite`` with small pages 0.108 s, a copy into a mapping with small pages 0.19 s; reading them
-0.009 s, with small pages 0.023 s.
+Blocks are filled by ``pwrite``, which takes no page faults, and get huge pages (`taskfarm.transport.pages`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import mmap
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from taskfarm.transport.pages import HUGE_BYTES, Mapping, take_huge_pages
 from taskfarm.wire.frames import Buffer
 
 __all__ = ["Block", "memory_key", "open_block"]
 
 _CHUNK_BYTES = 1 << 26  # of one pwrite, which cannot be interrupted: 30 ms
-_HUGE_BYTES = 1 << 21  # a huge page; where it has another size, nothing collapses
-_COLLAPSE_BYTES = 1 << 26  # at once
-_COLLAPSE_S = 0.1  # of CPU time for so many: ten times what it takes if huge pages are free, and need not be made so
-_MADV_COLLAPSE = 25  # <linux/mman.h>
-_MAP_FIXED = 0x10
 _SEALS = ("F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 
 
@@ -75,19 +62,8 @@ class Block:
         self.size_bytes = size_bytes
         self.descriptor = _new_file(_name(number))
         os.ftruncate(self.descriptor, size_bytes)
-        if size_bytes >= _HUGE_BYTES:
-            self._take_huge_pages()
-
-    def _take_huge_pages(self) -> None:
-        """Have the kernel use huge pages as far as it has some; those are zeroed, the rest is not taken yet."""
-        memory = _Mapping(self.descriptor, self.size_bytes)
-        for start in range(0, self.size_bytes - _HUGE_BYTES + 1, _COLLAPSE_BYTES):
-            size = min(_COLLAPSE_BYTES, (self.size_bytes - start) // _HUGE_BYTES * _HUGE_BYTES)
-            for at in range(start, start + size, _HUGE_BYTES):
-                os.pwrite(self.descriptor, b"\0", at)  # nothing does not collapse
-            began = time.thread_time()  # not that of others on a busy machine
-            if not memory.collapse(start, size) or time.thread_time() - began > _COLLAPSE_S:
-                return
+        if size_bytes >= HUGE_BYTES:
+            take_huge_pages(self.descriptor, Mapping(self.descriptor, size_bytes), size_bytes)
 
     def write(self, offset: int, data: Buffer) -> None:
         """Copy `data` to `offset`; `OSError` if there is no memory for it."""
@@ -124,39 +100,6 @@ class Block:
             self.descriptor = -1
 
 
-class _Mapping:
-    """A read-only mapping of a file, which begins where huge pages can.
-
-    Python's own mappings begin where the kernel puts them. So a larger part of the address space is reserved by one of
-    these, the file is mapped inside of it, and both go when nothing refers to `memory` any more.
-
-    Attributes
-    ----------
-    memory : memoryview
-        The content.
-    """
-
-    def __init__(self, descriptor: int, size_bytes: int) -> None:
-        reserved = mmap.mmap(-1, size_bytes + _HUGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
-        base: int = np.frombuffer(reserved, np.uint8).ctypes.data
-        offset = -base % _HUGE_BYTES
-        self._address = base + offset
-        self._c = ctypes.CDLL(None, use_errno=True)
-        self._c.mmap.restype = ctypes.c_void_p
-        self._c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-        self._c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        flags = mmap.MAP_SHARED | _MAP_FIXED
-        if self._c.mmap(self._address, size_bytes, mmap.PROT_READ, flags, descriptor, 0) != self._address:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        self.memory = memoryview(reserved)[offset : offset + size_bytes]
-
-    def collapse(self, start: int, size: int) -> bool:
-        """Have a part put into huge pages; return whether that was done."""
-        done: int = self._c.madvise(self._address + start, size, _MADV_COLLAPSE)
-        return done == 0
-
-
 def open_block(number: int, pid: int, descriptor: int | None = None, *, writable: bool = False) -> memoryview:
     """Return the memory of a block that process `pid` holds.
 
@@ -181,8 +124,8 @@ def open_block(number: int, pid: int, descriptor: int | None = None, *, writable
         ours = os.open(f"{folder}/{name}", os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY))
         try:
             if _name(number) in os.readlink(f"/proc/self/fd/{ours}"):  # the process number may be another one's by now
-                if not writable and (size := os.fstat(ours).st_size) >= _HUGE_BYTES:
-                    return _Mapping(ours, size).memory
+                if not writable and (size := os.fstat(ours).st_size) >= HUGE_BYTES:
+                    return Mapping(ours, size).memory
                 return memoryview(mmap.mmap(ours, 0, mmap.MAP_SHARED, mmap.PROT_READ | (writable and mmap.PROT_WRITE)))
         finally:
             os.close(ours)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from taskfarm.transport.pages import HUGE_BYTES, Mapping, take_huge_pages
 from taskfarm.wire.frames import Buffer
 
 __all__ = ["Arena", "Mapped", "adopt", "can_share", "give_away"]
@@ -66,13 +67,19 @@ def _lease(memory: _Bytes, number: int, ended: deque[int], offset: int, size_byt
 class _Segment:
     """Memory of this process that another one may map."""
 
-    def __init__(self, number: int, capacity: int) -> None:
+    def __init__(self, number: int, capacity: int, wants_huge: bool) -> None:
         self.number = number
         self.capacity = capacity
         self.descriptor = os.memfd_create("taskfarm", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.descriptor, capacity)
-            self.memory: _Bytes = np.frombuffer(mmap.mmap(self.descriptor, capacity), dtype=np.uint8)
+            self.has_huge_pages = False
+            if capacity < HUGE_BYTES:
+                self.memory: _Bytes = np.frombuffer(mmap.mmap(self.descriptor, capacity), dtype=np.uint8)
+            else:
+                mapping = Mapping(self.descriptor, capacity, writable=True)
+                self.memory = np.frombuffer(mapping.memory, dtype=np.uint8)
+                self.has_huge_pages = wants_huge and take_huge_pages(self.descriptor, mapping, capacity)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -91,6 +98,7 @@ class Arena:
         self._free: list[_Segment] = []  # the last one was used last
         self._ended: deque[int] = deque()
         self._n_made = 0
+        self._has_huge_pages = True  # until the kernel has none, or takes long to make some: then nobody asks again
         self.dropped: deque[int] = deque()  # numbers of segments that are no more, for the other end to unmap
 
     def take(self, size_bytes: int) -> memoryview:
@@ -112,7 +120,9 @@ class Arena:
         if len(self._segments) >= MAX_SEGMENTS and not at_any_rate:
             return None
         self._n_made += 1
-        segment = self._segments[self._n_made] = _Segment(self._n_made, capacity)
+        segment = self._segments[self._n_made] = _Segment(self._n_made, capacity, self._has_huge_pages)
+        if capacity >= HUGE_BYTES:
+            self._has_huge_pages = segment.has_huge_pages
         return segment
 
     def collect(self) -> None:
@@ -186,7 +196,9 @@ class Mapped:
     def add(self, number: int, descriptor: int, capacity: int) -> None:
         """Map a segment; the descriptor is closed."""
         try:
-            self._memory[number] = np.frombuffer(mmap.mmap(descriptor, capacity), dtype=np.uint8)
+            huge = capacity >= HUGE_BYTES
+            memory = Mapping(descriptor, capacity, writable=True).memory if huge else mmap.mmap(descriptor, capacity)
+            self._memory[number] = np.frombuffer(memory, dtype=np.uint8)
         finally:
             os.close(descriptor)
 

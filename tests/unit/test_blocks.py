@@ -14,6 +14,7 @@ import pytest
 
 from taskfarm.transport import blocks
 from taskfarm.transport.blocks import Block, memory_key, open_block
+from taskfarm.transport.pages import Mapping
 
 NUMBER = 0x4000000000ABCDEF
 
@@ -81,7 +82,7 @@ def test_huge_pages_are_used_where_there_are_some(monkeypatch: pytest.MonkeyPatc
         asked.append((start, size))
         return False
 
-    monkeypatch.setattr(blocks._Mapping, "collapse", collapse)
+    monkeypatch.setattr(Mapping, "collapse", collapse)
     Block(NUMBER, 300_000_000).close()
     assert asked == [(0, 1 << 26)]
     assert os.fstat(Block(NUMBER, 300_000_000).descriptor).st_blocks * 512 < 1_000_000

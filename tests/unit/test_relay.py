@@ -15,6 +15,7 @@ import pytest
 
 from taskfarm.errors import WorkerLostError
 from taskfarm.transport.base import Incoming
+from taskfarm.transport.pages import Mapping
 from taskfarm.transport.relay import ChildTransport, SharedLink
 from taskfarm.transport.shared import MAX_FREE_BYTES, Arena, Mapped
 from taskfarm.wire.codec import pack, unpack
@@ -171,6 +172,24 @@ def test_memory_that_is_given_away(ends: tuple[End, End]) -> None:
         assert seen.sum() == 0
         seen += 1
     assert array.sum() == 0 and rank.n_segments == 0
+
+
+def test_huge_pages_are_asked_for_until_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large segments get huge pages; once the kernel has none, the following ones do not ask."""
+    asked: list[int] = []
+    answers = [True, False]
+
+    def collapse(self: object, start: int, size: int) -> bool:
+        asked.append(size)
+        return answers.pop(0)
+
+    monkeypatch.setattr(Mapping, "collapse", collapse)
+    arena = Arena()
+    leases = [arena.take(size) for size in (1 << 20, 1 << 24, 1 << 24, 1 << 24)]
+    assert asked == [1 << 24, 1 << 24]
+    for number, lease in enumerate(leases):
+        lease[:] = bytes([number]) * len(lease)
+    assert [lease[-1] for lease in leases] == [0, 1, 2, 3]
 
 
 def test_memory_is_not_kept_for_ever(ends: tuple[End, End]) -> None:
