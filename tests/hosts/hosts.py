@@ -44,9 +44,12 @@ class Hosts:
         Where their process ids and ``/etc/hosts`` are kept; new, or that of hosts that are there already.
     names : sequence of str
         Of the hosts; the first one has the address 10.77.0.1.
+    own_processes : bool
+        Whether a host sees its own processes only. If not, `ssh_like.py` can reach the others from it.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], *, own_processes: bool = True) -> None:
+        self._spaces = ["-n", "-u", "-m", "-i", *(["-p"] if own_processes else [])]
         self.folder = folder
         self.names = list(names)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}  # those that this object has started
@@ -68,7 +71,8 @@ class Hosts:
             f"mount --bind {self.folder / 'hosts'} /etc/hosts",
             "ip link set lo up",
         ]
-        flags = ["-n", "-u", "-m", "-i", "-p", "--mount-proc", "--propagation", "private"]
+        proc = ["--mount-proc"] if "-p" in self._spaces else []
+        flags = [*self._spaces, *proc, "--propagation", "private"]
         self._start(name, flags, " && ".join(commands))
         host, switch = self._pid(name), self._pid("switch")
         plug = f"to-{name}"
@@ -82,7 +86,7 @@ class Hosts:
     def _start(self, name: str, flags: Sequence[str], commands: str) -> None:
         ready = self.folder / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        script = f"{commands} && touch {ready} && {_INIT}"
+        script = f"{commands} && touch {ready} && {{ {_INIT}; }}"
         with open(self.folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(
                 ["unshare", *flags, "--fork", "--kill-child", "bash", "-c", script],
@@ -104,7 +108,7 @@ class Hosts:
 
     def command(self, name: str, *words: str) -> list[str]:
         """Return the command that runs `words` on the host `name`, in this process's working directory."""
-        return [*_inside(self._pid(name), "-n", "-u", "-m", "-i", "-p"), f"--wd={os.getcwd()}", "--", *words]
+        return [*_inside(self._pid(name), *self._spaces), f"--wd={os.getcwd()}", "--", *words]
 
     def is_up(self, name: str) -> bool:
         """Tell whether a host was started, and not killed since."""
@@ -122,23 +126,28 @@ class Hosts:
 
     def processes(self, *names: str) -> dict[int, str]:
         """Return what runs on these hosts, as ``{pid: command line}``."""
-        spaces = {os.readlink(f"/proc/{self._pid(name)}/ns/uts") for name in names}
         keepers = {int(pid) for name in names for pid in (self.folder / f"{name}.pid").read_text().split()}
+        found = {pid: command for name in names for pid, command in self._all_on(name).items()}
+        return {pid: command for pid, command in found.items() if pid not in keepers and command != "sleep infinity"}
+
+    def _all_on(self, name: str) -> dict[int, str]:
+        space = os.readlink(f"/proc/{self._pid(name)}/ns/uts")
         found = {}
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) not in keepers:
+            if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    if os.readlink(entry / "ns" / "uts") in spaces and command != "sleep infinity":
-                        found[int(entry.name)] = command
+                    if os.readlink(entry / "ns" / "uts") == space:
+                        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                        found[int(entry.name)] = command.strip()
         return found
 
     def _kill(self, name: str) -> None:
         path = self.folder / f"{name}.pid"
         with contextlib.suppress(OSError):
             outer, first = map(int, path.read_text().split())
+            others = () if "-p" in self._spaces or name not in self.names else self._all_on(name)
             path.unlink()
-            for pid in (first, outer):
+            for pid in (*others, first, outer):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if name in self._processes:

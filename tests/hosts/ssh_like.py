@@ -28,7 +28,7 @@ def main() -> int:
     host = host.rpartition("@")[2]
     pulled = folder / f"{host}.pulled"
     first = (folder / f"{host}.pid").read_text().split()[1]
-    enter = ["nsenter", "-t", first, "-n", "-u", "-m", "-i", "-p", f"--wd={Path.cwd()}", "--"]
+    enter = ["nsenter", "-t", first, "-n", "-u", "-m", "-i", f"--wd={Path.cwd()}", "--"]
     process = subprocess.Popen(
         [*enter, "/bin/sh", "-c", " ".join(command)],
         env={name: value for name, value in os.environ.items() if name in KEPT},

@@ -34,7 +34,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Hosts]:
     """Three of them."""
-    hosts = Hosts(tmp_path, ["host1", "host2", "host3"])
+    hosts = Hosts(tmp_path, ["host1", "host2", "host3"], own_processes=False)
     try:
         hosts.up()
         yield hosts
