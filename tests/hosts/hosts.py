@@ -86,7 +86,8 @@ class Hosts:
     def _start(self, name: str, flags: Sequence[str], commands: str) -> None:
         ready = self.folder / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        script = f"{commands} && touch {ready} && {{ {_INIT}; }}"
+        stay = _INIT if "-p" in flags else f"{{ {_INIT}; }}"  # without another shell in between, which others see
+        script = f"{commands} && touch {ready} && {stay}"
         with open(self.folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(
                 ["unshare", *flags, "--fork", "--kill-child", "bash", "-c", script],
