@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -10,7 +10,7 @@ from taskfarm.runtime.work import pack_work
 from taskfarm.wire.codec import Packed, empty_buffer, pack
 from taskfarm.wire.frames import Buffer
 
-__all__ = ["check_sizes", "copied", "copy_of", "fail_unpicklable", "pack_function"]
+__all__ = ["check_sizes", "copied", "copy_of", "fail_unpicklable", "joined", "pack_function"]
 
 
 def check_sizes(chunksize: int | None, buffersize: int | None) -> None:
@@ -21,6 +21,13 @@ def check_sizes(chunksize: int | None, buffersize: int | None) -> None:
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
+
+
+def joined(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], bool]:
+    """Return the items of a map, and whether each is the positional arguments of a call."""
+    if len(iterables) == 1:
+        return iterables[0], False
+    return zip(*iterables, strict=False), True
 
 
 def pack_function(fn: Callable[..., Any]) -> Packed:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import concurrent.futures as std
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from taskfarm.futures._arguments import check_sizes
+from taskfarm.futures._arguments import check_sizes, joined
 from taskfarm.futures._future import set_soon
 from taskfarm.futures._journaled import JournaledMap, KeyFunction
-from taskfarm.futures._mapping import MapMethods, joined
+from taskfarm.futures._mapping import MapMethods
 from taskfarm.futures._maps import MapJob
 from taskfarm.futures._nested import NestedExecutor
 from taskfarm.futures._options import TaskOptions
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = ["AsyncMethods"]
 
@@ -26,7 +22,6 @@ T = TypeVar("T")
 class AsyncMethods(MapMethods):
     """An executor, as far as event loops are concerned."""
 
-    submit: Callable[..., std.Future[Any]]
     _nested: NestedExecutor | None
 
     def _check_open(self) -> None:
@@ -53,12 +48,6 @@ class AsyncMethods(MapMethods):
         key: KeyFunction | None,
     ) -> JournaledMap | None:
         raise NotImplementedError
-
-    def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
-        """As `submit`, but return a future that can be awaited; in a running event loop."""
-        import asyncio  # 20 ms, which every rank of every job would pay
-
-        return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
     async def amap(
         self,
@@ -91,7 +80,7 @@ class AsyncMethods(MapMethods):
 
 async def _results_of(job: MapJob) -> AsyncGenerator[Any, None]:
     """Yield the results of a map in the order of the items."""
-    import asyncio  # see `asubmit`
+    import asyncio  # see `HasOptions.asubmit`
 
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()

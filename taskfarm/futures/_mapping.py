@@ -6,21 +6,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from taskfarm.futures._arguments import joined
 from taskfarm.futures._journaled import KeyFunction
 from taskfarm.futures._options import TaskOptions
 from taskfarm.futures._progress import Progress
 from taskfarm.futures._views import OptionTaker
 
-__all__ = ["MapMethods", "joined"]
+__all__ = ["MapMethods"]
 
 T = TypeVar("T")
-
-
-def joined(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], bool]:
-    """Return the items of a map, and whether each is the positional arguments of a call."""
-    if len(iterables) == 1:
-        return iterables[0], False
-    return zip(*iterables, strict=False), True
 
 
 class MapMethods(OptionTaker):

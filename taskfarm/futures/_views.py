@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskfarm.errors import UsageError
-from taskfarm.futures._arguments import check_sizes
+from taskfarm.futures._arguments import check_sizes, joined
 from taskfarm.futures._options import OptionChanges, TaskOptions
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ AHEAD = 2  # items of a map per worker that are submitted before their turn
 
 class HasOptions:
     """What has tasks with options: an executor, and each view of it."""
+
+    submit: Callable[..., std.Future[Any]]
+
+    def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
+        """As `submit`, but return a future that can be awaited; in a running event loop."""
+        import asyncio  # 20 ms, which every rank of every job would pay
+
+        return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
     def with_options(self, **options: Unpack[OptionChanges]) -> ExecutorView:
         """Return a view of this executor, whose tasks have these options.
@@ -144,13 +152,8 @@ class ExecutorView(HasOptions):
         key: Callable[..., Any] | None = None,
     ) -> Iterator[T]:
         """As `Executor.map`; where the options ask for a place, each item is a task of its own, and leaves alone."""
-        if len(iterables) == 1 and not self.options.is_placed:  # known to a journal as it is to that of `Executor.map`
-            return self._executor._map(
-                fn, iterables[0], False, timeout, chunksize, buffersize,
-                in_order=True, options=self.options, journal=journal, key=key,
-            )  # fmt: skip
-        items = zip(*iterables, strict=False)
-        return self._map(fn, items, timeout, chunksize, buffersize, in_order=True, journal=journal, key=key)
+        items, star = joined(iterables)  # known to a journal as they are to that of `Executor.map`
+        return self._map(fn, items, star, timeout, chunksize, buffersize, in_order=True, journal=journal, key=key)
 
     def map_unordered(
         self,
@@ -161,7 +164,7 @@ class ExecutorView(HasOptions):
         buffersize: int | None = None,
     ) -> Iterator[T]:
         """As `map`, but yield each result as it arrives."""
-        return self._map(fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, in_order=False)
+        return self._map(fn, zip(*iterables, strict=False), True, timeout, chunksize, buffersize, in_order=False)
 
     def starmap(
         self,
@@ -172,13 +175,7 @@ class ExecutorView(HasOptions):
         buffersize: int | None = None,
     ) -> Iterator[T]:
         """As `map`, for items that are the positional arguments of one call each: ``fn(*item)``."""
-        return self._map(fn, iterable, timeout, chunksize, buffersize, in_order=True)
-
-    def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> asyncio.Future[T]:
-        """As `submit`, but return a future that can be awaited; in a running event loop."""
-        import asyncio  # see `Executor.asubmit`
-
-        return asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+        return self._map(fn, iterable, True, timeout, chunksize, buffersize, in_order=True)
 
     async def amap(
         self,
@@ -206,7 +203,8 @@ class ExecutorView(HasOptions):
     def _map(
         self,
         fn: Callable[..., T],
-        items: Iterable[Iterable[Any]],
+        items: Iterable[Any],
+        star: bool,
         timeout: float | None,
         chunksize: int | None,
         buffersize: int | None,
@@ -220,7 +218,7 @@ class ExecutorView(HasOptions):
             return self._executor._map(
                 fn,
                 items,
-                True,
+                star,
                 timeout,
                 chunksize,
                 buffersize,
@@ -235,7 +233,7 @@ class ExecutorView(HasOptions):
             )
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         _check_sizes(chunksize, buffersize)
-        source = iter(items)
+        source = iter(items if star else zip(items, strict=False))
         waiting = deque(self.submit(fn, *item) for item in islice(source, self._n_ahead(buffersize)))
 
         def results() -> Iterator[T]:

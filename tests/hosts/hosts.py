@@ -86,8 +86,7 @@ class Hosts:
     def _start(self, name: str, flags: Sequence[str], commands: str) -> None:
         ready = self.folder / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        stay = _INIT if "-p" in flags else f"{{ {_INIT}; }}"  # without another shell in between, which others see
-        script = f"{commands} && touch {ready} && {stay}"
+        script = f"{commands} && touch {ready} && {{ {_INIT}; }}"
         with open(self.folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(
                 ["unshare", *flags, "--fork", "--kill-child", "bash", "-c", script],
