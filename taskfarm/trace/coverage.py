@@ -12,7 +12,7 @@ from taskfarm.trace.reading import Floats, Line, RankTrace
 __all__ = ["BATCH", "IDLE", "OTHER", "WAITING", "coverage", "rank_coverage"]
 
 # What is not a function's name.
-BATCH = "batches: packing, tiny items"
+BATCH = "batches: packing"
 WAITING = "waiting inside tasks"
 OTHER = "other functions"
 IDLE = "idle"

@@ -170,6 +170,11 @@ def _notes(trace: Trace) -> Iterator[str] | list[str]:
             f"There were more spans than are kept: neighbours within {format_seconds(resolution)} are drawn as one. "
             "Sums are exact."
         )
+    elif any((line.n > 1).any() for rank in trace.ranks for line in rank.lines.get(Track.ITEM, {}).values()):
+        lines.append(
+            "Items of a map that take less than 10 us each were timed together, batch by batch, after the first ones: "
+            "`longest` is that of the others."
+        )
     unaligned = [rank.rank for rank in trace.ranks if not rank.clock.aligned]
     if unaligned:
         lines.append(f"The clocks of ranks {unaligned} were not aligned: they did not answer in time.")

@@ -138,7 +138,10 @@ def test_tasks_of_all_faces_are_there(trace: Trace) -> None:
     assert functions["sleep"].n == 6
     assert functions["sleep"].seconds >= 0.3
     assert (functions["late"].n, functions["fails"].n, functions["wait_for_letter"].n) == (2, 1, 1)
-    assert functions["add"].n < 100_000  # tiny items are not timed for ever
+    assert functions["add"].n == 100_000
+    spans = [len(rank.lines[Track.ITEM]["add"].n) for rank in trace.workers if "add" in rank.lines[Track.ITEM]]
+    assert sum(spans) < 50_000  # tiny items are not timed one by one for ever
+    assert functions["add"].seconds <= sum(rank.seconds(Track.BATCH) for rank in trace.workers)
     assert "late" in functions_of(trace.ranks[:1])
     batches = [line for rank in trace.workers for line in rank.lines[Track.BATCH].values()]
     assert sum(line.n.sum() for line in batches) == 100_000 + 6 + 1

@@ -194,6 +194,26 @@ def test_the_summary_says_what_was_merged(tmp_path: Path) -> None:
     assert "are drawn as one. Sums are exact." in summarise(trace)
 
 
+@pytest.mark.parametrize("max_spans", [100, 5])
+def test_items_that_are_timed_together_are_counted_once(tmp_path: Path, max_spans: int) -> None:
+    """Whether or not there is place for all spans."""
+    recorder = Recorder(0, "alpha", max_spans=max_spans, clock=lambda: 0)
+    recorder.add(Track.ITEM, "tiny", 0, 900)
+    for start in range(1000, 20_000, 2000):
+        recorder.add_together("tiny", start, start + 1000, 50)
+        recorder.add(Track.ITEM, "tiny", start + 1000, start + 1500)
+    recorder.add_together("tiny", 30_000, 30_100, 1)
+    recorder.add_together("tiny", 30_100, 30_100, 0)
+    with TraceFile(str(tmp_path / "run.json"), 1) as file:
+        file.add(recorder.recording(), [])
+        file.finish([])
+    trace = read_trace(tmp_path / "run.json")
+    sums = functions_of(trace.ranks)["tiny"]
+    assert (sums.n, sums.seconds, sums.longest_s) == (512, pytest.approx(16e-6), pytest.approx(0.9e-6))
+    assert sum(line.n.sum() for line in trace.ranks[0].lines[Track.ITEM].values()) == 512
+    assert ("timed together" in summarise(trace)) == (max_spans == 100)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.0, "0 s"), (2.5e-6, "2.5 us"), (0.0123, "12.3 ms"), (1.5, "1.5 s"), (600.0, "10 min"), (7200.0, "2 h")],

@@ -46,7 +46,7 @@ GOOD_NS = 25_000
 CLOCK_S = 2.0  # for all of them at the start; who is busy then is asked again at the end
 END_CLOCK_S, MIN_CLOCK_S = 10.0, 0.02  # for all of them at the end, and for each: 1000 ranks are not kept waiting long
 HAND_IN_S = 30.0  # one worker's recording: 100,000 spans are 3.4 MB, packed in 0.05 s
-# Spans of tiny items of a map would take longer than the items: after so many, such a job has spans of batches only.
+# Spans of tiny items of a map would take longer than the items: after so many, those of a batch are one span.
 TINY_NS = 10_000
 N_TINY = 200
 
@@ -65,6 +65,7 @@ class _RecordedBatchRunner(BatchRunner):
         super().__init__(*args)
         self._recorder = recorder
         self._n_done = 0
+        self._seconds = 0.0
 
     def on_function(self, source: int, frame: Frame) -> None:
         """Keep the function of a job, timed."""
@@ -81,7 +82,7 @@ class _RecordedBatchRunner(BatchRunner):
         return self._recorder.call(Track.ITEM, untimed(fn) or fn, args, kwargs)
 
     def on_batch(self, source: int, frame: Frame) -> None:
-        """Run a batch; a job whose items are tiny is not timed any more."""
+        """Run a batch; items of a job of tiny ones are timed together from then on."""
         recorder = self._recorder
         start = recorder.clock()
         recorder.depth += 1
@@ -92,15 +93,18 @@ class _RecordedBatchRunner(BatchRunner):
         end = recorder.clock()
         n = self._n_done
         recorder.add(Track.BATCH, "batch", start, end, n, 0, frame.a)
-        if n >= N_TINY and end - start < n * TINY_NS:
-            job = self._jobs[frame.b]
-            plain = untimed(job.fn) if job.fn is not None else None
-            if plain is not None:
-                self._jobs[frame.b] = job._replace(fn=plain)
+        job = self._jobs.get(frame.b)
+        if job is None or job.fn is None or job.fn is call_task:
+            return
+        plain = untimed(job.fn)
+        if plain is None:
+            recorder.add_together(name_of(job.fn), start, min(end, start + int(self._seconds * 1e9)), n)
+        elif n >= N_TINY and end - start < n * TINY_NS:
+            self._jobs[frame.b] = job._replace(fn=plain)
 
-    def _reply(self, number: int, n_done: int, *args: Any) -> None:
-        self._n_done = n_done
-        super()._reply(number, n_done, *args)
+    def _reply(self, number: int, n_done: int, option: int, times: tuple[float, float], *args: Any) -> None:
+        self._n_done, self._seconds = n_done, times[0]
+        super()._reply(number, n_done, option, times, *args)
 
 
 class _Recording(Worker):

@@ -210,6 +210,17 @@ class Recorder:
         if len(spans) >= self._max_spans:
             self._merge()
 
+    def add_together(self, name: str, start: int, end: int, n: int) -> None:
+        """Note that `n` items of a batch took from `start` to `end`; how long each of them took is not known."""
+        if n > 1:
+            self._close(Track.ITEM)
+            self._spans.append((int(Track.ITEM), name, start, end, n, end - start, 0, 0))
+            self._count_merged(name, n, end - start, (end - start) // n)
+            if len(self._spans) >= self._max_spans:
+                self._merge()
+        elif n:
+            self.add(Track.ITEM, name, start, end)
+
     def mark(self, event: str, text: str) -> None:
         """Note that `event` (failed, retry, lost, ...) happened just now."""
         self._n_marks += 1
@@ -276,9 +287,12 @@ class Recorder:
 
     def _close_all(self) -> None:
         """Count what the open spans hold; the next ones open others."""
-        for track, one in enumerate(self._open):
-            self._count_open(one)
-            self._open[track] = _NONE_OPEN
+        for track in range(len(self._open)):
+            self._close(track)
+
+    def _close(self, track: int) -> None:
+        self._count_open(self._open[track])
+        self._open[track] = _NONE_OPEN
 
     def _count_open(self, one: Sequence[Any]) -> None:
         """Count the tasks of an open span, whose place is taken by another."""
