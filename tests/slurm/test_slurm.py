@@ -37,7 +37,8 @@ SWEEP = f"""
 
     def square(x):
         time.sleep(0.5)
-        if os.path.exists("deadly") and ATTEMPT == 1 and x == {N_TASKS // 2}:
+        if x == {N_TASKS // 2} and os.path.exists("deadly"):
+            os.remove("deadly")
             os.kill(os.getpid(), signal.SIGKILL)
         with open("computed", "a") as file:
             file.write(f"{{ATTEMPT}} {{x}} {{socket.gethostname()}}\\n")
@@ -117,6 +118,15 @@ class Jobs:
         """Return what the attempts of a job have printed."""
         return "".join(path.read_text() for path in self.folder.glob(f"*-{number}.out"))
 
+    def n_not_started(self, number: int) -> int:
+        """Return how many attempts of a job ended in MPI's own start.
+
+        Seen once in a thousand starts: the ranks of MPICH had exchanged addresses through Slurm's PMI-2 that did not work.
+        Such an attempt goes back into the queue as every one that failed.
+        """
+        attempts = re.split(r"^job \d+, attempt ", self.output(number), flags=re.MULTILINE)
+        return sum("Fatal error in internal_Init" in text for text in attempts)
+
     def computed(self) -> list[tuple[int, int, str]]:
         """Return attempt, item and host of all that was computed so far."""
         path = self.folder / "computed"
@@ -138,11 +148,13 @@ def jobs(cluster: Cluster, tmp_path: Path) -> Iterator[Jobs]:
 def check_computed_once(jobs: Jobs, n_before: int, n_lost: int) -> None:
     """Check that the second attempt computed what the first one, with `n_before` results, had not, and no more.
 
-    Of the first one's, up to `n_lost` may have got lost on the way, and are there twice.
+    Of the first one's, up to `n_lost` may have got lost on the way, and are there twice. Attempts that computed nothing
+    do not count.
     """
     rows = jobs.computed()
-    first = {item for attempt, item, _ in rows if attempt == 1}
-    second = {item for attempt, item, _ in rows if attempt == 2}
+    attempts = sorted({attempt for attempt, *_ in rows})
+    assert len(attempts) == 2
+    first, second = ({item for attempt, item, _ in rows if attempt == one} for one in attempts)
     assert first | second == set(range(N_TASKS))
     assert n_before <= len(first) < N_TASKS
     assert len(first & second) <= n_lost
@@ -176,10 +188,12 @@ def test_a_job_whose_rank_died_goes_back_into_the_queue(jobs: Jobs) -> None:
     """By the script itself: srun ends the step, and `taskfarm run` returns a status that is not 0."""
     jobs.program(SWEEP)
     (jobs.folder / "deadly").touch()
-    number = jobs.submit(jobs.script("--journal", "run.db", "--requeue", "1", "sweep.py"))
+    number = jobs.submit(jobs.script("--journal", "run.db", "--requeue", "3", "sweep.py"))
     state = jobs.finish(number)
     text = jobs.output(number)
-    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("COMPLETED", "1", "0:0"), text
+    restarts = str(1 + jobs.n_not_started(number))
+    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("COMPLETED", restarts, "0:0"), text
+    assert not (jobs.folder / "deadly").exists()
     assert "back into the queue" in text
     assert text.count(f"sum {TOTAL}") == 1
     check_computed_once(jobs, 10, n_lost=3)
