@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from taskfarm.bench.measure import OURS, PEERS
-from taskfarm.bench.table import faster_than, format_number, reference
+from taskfarm.bench.table import faster_than, reference
+from taskfarm.units import format_number
 
 __all__: list[str] = []
 

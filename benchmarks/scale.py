@@ -34,7 +34,8 @@ import numpy as np
 
 from taskfarm.bench.launcher import run_words
 from taskfarm.bench.proc import resident_bytes
-from taskfarm.runtime.launching.launch import Situation, plan_launch
+from taskfarm.runtime.launching.launch import plan_launch
+from taskfarm.runtime.launching.launchers import Situation
 from taskfarm.scheduling.simulation import simulate
 
 __all__: list[str] = []

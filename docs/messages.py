@@ -67,7 +67,7 @@ MADE_ELSEWHERE = {
     "taskfarm/futures/_placed.py": ["no task like this can ever run"],
     "taskfarm/runtime/caller.py": [" failed on "],
     "taskfarm/runtime/controller.py": [" is lost, since rank "],
-    "taskfarm/runtime/launching/launch.py": ["needs a launcher of that family"],
+    "taskfarm/runtime/launching/launchers.py": ["needs a launcher of that family"],
     "taskfarm/runtime/runner.py": [" failed on "],
     "taskfarm/runtime/launching/start.py": ["separate worlds of one rank"],
     "taskfarm/runtime/executor/team_desk.py": ["no workers are left that could run the task"],

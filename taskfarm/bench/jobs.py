@@ -19,7 +19,8 @@ from taskfarm.bench.launcher import end_job, run_words
 from taskfarm.bench.measure import Row, Setting, measure
 from taskfarm.bench.rows import all_rows
 from taskfarm.errors import UsageError
-from taskfarm.runtime.launching.launch import Situation, plan_launch
+from taskfarm.runtime.launching.launch import plan_launch
+from taskfarm.runtime.launching.launchers import Situation
 from taskfarm.runtime.launching.surroundings import usable_cores
 
 __all__ = ["Request", "chosen_rows", "measure_all"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from taskfarm.bench.measure import OURS, PEERS, RAW
-from taskfarm.bench.table import faster_than, format_number, reference
+from taskfarm.bench.table import faster_than, reference
+from taskfarm.units import format_number
 
 __all__ = ["Bar", "limit_bars", "peer_bars", "raw_bars", "save_plot", "scaling_curves"]
 

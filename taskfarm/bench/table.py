@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskfarm.bench.measure import OURS, PEERS, RAW
+from taskfarm.units import format_number
 
-__all__ = ["faster_than", "format_number", "format_tables", "reference"]
+__all__ = ["faster_than", "format_tables", "reference"]
 
 BUSY = 0.1  # of the cores: more than what a desktop does beside
 _MARK = {True: "yes", False: "NO", None: "-"}
@@ -49,11 +50,6 @@ def reference(row: Mapping[str, Any]) -> str:
         if name in row["ratio"]:
             return str(name)
     return ""
-
-
-def format_number(value: float) -> str:
-    """Return three digits, or a whole number with separators."""
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

@@ -19,7 +19,9 @@ from taskfarm.doctor.local import (
     remove_left_over,
 )
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
-from taskfarm.runtime.launching.launch import Situation, default_ranks, leave_explaining_to_rank_0, plan_launch
+from taskfarm.runtime.launching.launch import plan_launch
+from taskfarm.runtime.launching.launchers import Situation
+from taskfarm.runtime.launching.surroundings import default_ranks, leave_explaining_to_rank_0
 
 __all__ = ["examine", "execute"]
 

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from taskfarm.errors import UsageError
-from taskfarm.runtime.launching.launch import (
-    LaunchPlan,
-    Situation,
+from taskfarm.runtime.launching.launch import LaunchPlan, plan_launch
+from taskfarm.runtime.launching.launchers import Situation
+from taskfarm.runtime.launching.surroundings import (
     default_ranks,
     expected_world_size,
     explain_mismatch,
-    plan_launch,
     promised_rank,
     usable_cores,
 )
@@ -100,9 +99,8 @@ def _version_rows() -> Iterator[tuple[str, str]]:
 
 def _launch_rows(plan: LaunchPlan, situation: Situation) -> Iterator[tuple[str, str]]:
     launcher = plan.launcher
-    version = ".".join(str(part) for part in launcher.version)
     yield "MPI library", plan.library.describe()
-    yield "launcher", f"{' '.join(launcher.command)}  ({launcher.family.value} {version}, {launcher.source})"
+    yield "launcher", launcher.describe()
     for name, value in sorted(plan.added_environment.items()):
         yield "  with", f"{name}={value}"
     yield "usable cores", str(situation.cores)

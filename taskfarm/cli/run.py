@@ -14,15 +14,10 @@ from taskfarm import compat
 from taskfarm.cli._files import output_path
 from taskfarm.config import parse_tag
 from taskfarm.errors import UsageError
-from taskfarm.runtime.launching.launch import (
-    LaunchPlan,
-    Situation,
-    expected_world_size,
-    leave_explaining_to_rank_0,
-    plan_launch,
-    wrong_launcher,
-)
+from taskfarm.runtime.launching.launch import LaunchPlan, plan_launch
+from taskfarm.runtime.launching.launchers import Situation, wrong_launcher
 from taskfarm.runtime.launching.libmpi import mpi_library
+from taskfarm.runtime.launching.surroundings import expected_world_size, leave_explaining_to_rank_0
 from taskfarm.runtime.launching.terminal import terminal_variable
 
 __all__ = ["execute", "execute_plan"]

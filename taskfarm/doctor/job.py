@@ -45,7 +45,7 @@ def run_job(
     words = " ".join(plan.command[:4])
     said = _said(output)
     named = f" --mpiexec {shlex.quote(mpiexec)}" if mpiexec else ""
-    by_hand = f"`taskfarm run -n {plan.n_ranks}{named} -v -m this`"
+    by_hand = f"`taskfarm run -n {plan.n_ranks}{named} -v -m platform`"  # prints one line on each rank
     if status is None:
         return [], Finding(
             Level.ERROR,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 from taskfarm.doctor.findings import Finding, Level
 from taskfarm.errors import UsageError
 from taskfarm.runtime.launching.blas import SWITCH, VARIABLES
-from taskfarm.runtime.launching.launch import Launcher, Situation, choose_launcher
+from taskfarm.runtime.launching.launchers import Launcher, Situation, choose_launcher
 from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, mpi_library
 from taskfarm.runtime.launching.surroundings import expected_world_size, slurm_cores
+from taskfarm.units import format_bytes
 
 __all__ = [
     "LEFTOVERS",
@@ -41,7 +43,10 @@ def check_library(situation: Situation) -> tuple[MpiLibrary | None, Finding]:
         library = mpi_library(situation.paths, situation.environ, situation.run)
     except UsageError as exc:
         return None, Finding(
-            Level.ERROR, "MPI library", str(exc), "install one in this environment: python -m pip install mpi4py mpich"
+            Level.ERROR,
+            "MPI library",
+            str(exc),
+            f"install one in this environment: {shlex.quote(situation.paths.python)} -m pip install mpi4py mpich",
         )
     if not library.alone:
         return library, Finding(
@@ -72,8 +77,7 @@ def check_launcher(library: MpiLibrary, mpiexec: str | None, situation: Situatio
             str(exc),
             "leave --mpiexec out, load the module of the MPI that mpi4py loads, or install its wheel",
         )
-    version = ".".join(map(str, launcher.version))
-    text = f"{' '.join(launcher.command)} ({launcher.family.value} {version}, {launcher.source})"
+    text = launcher.describe()
     if launcher.family is Family.UNKNOWN and not launcher.is_srun:
         return launcher, Finding(
             Level.WARNING, "launcher", f"{text}: it does not say to which MPI it belongs", "look at the job below"
@@ -142,7 +146,7 @@ def remove_left_over(folder: Path, proc: Path = Path("/proc")) -> Finding | None
 
 def _amount(paths: Sequence[Path]) -> str:
     size = sum(path.stat().st_size for path in paths)
-    return f"{len(paths)} file{'s' if len(paths) > 1 else ''} of {size / 1e6:.3g} MB"
+    return f"{len(paths)} file{'s' if len(paths) > 1 else ''} of {format_bytes(size)}"
 
 
 def shared_memory_left_over(folder: Path, proc: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from taskfarm.doctor.findings import Finding, Level
+from taskfarm.units import format_bytes, format_seconds
 
 __all__ = ["check_clocks", "check_links", "check_thread_level", "check_versions"]
 
@@ -93,8 +94,8 @@ def check_links(reports: Sequence[Report]) -> Iterator[Finding]:
             continue
         kind = "one host" if host == mine else "fabric" if report["fabrics"] and reports[0]["fabrics"] else "network"
         text = (
-            f"rank 0 to rank {report['rank']} on {host}: {link['latency_s'] * 1e6:.3g} us, "
-            f"{link['bytes_per_s'] / 1e9:.2g} GB/s"
+            f"rank 0 to rank {report['rank']} on {host}: {format_seconds(link['latency_s'])}, "
+            f"{format_bytes(link['bytes_per_s'])}/s"
         )
         if link["latency_s"] <= MAX_LATENCY_S[kind] and link["bytes_per_s"] >= MIN_BYTES_PER_S[kind]:
             yield Finding(Level.OK, "network", text)
@@ -106,5 +107,7 @@ def check_links(reports: Sequence[Report]) -> Iterator[Finding]:
             "network": "look for other traffic, and for an interface that should not be used (FI_TCP_IFACE, "
             "OMPI_MCA_btl_tcp_if_include)",
         }
-        usual = f"usual are below {MAX_LATENCY_S[kind] * 1e6:g} us and above {MIN_BYTES_PER_S[kind] / 1e9:g} GB/s"
+        usual = (
+            f"usual are below {format_seconds(MAX_LATENCY_S[kind])} and above {format_bytes(MIN_BYTES_PER_S[kind])}/s"
+        )
         yield Finding(Level.WARNING, "network", f"{text}; {usual}", fixes[kind])

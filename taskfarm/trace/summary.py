@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from taskfarm.runtime.recording.recorder import Track
 from taskfarm.trace.reading import RankTrace, Trace
+from taskfarm.units import format_bytes, format_seconds
 
-__all__ = ["FunctionSums", "format_seconds", "functions_of", "summarise"]
+__all__ = ["FunctionSums", "functions_of", "summarise"]
 
 _MAX_RANKS = 16  # listed; of more, those that worked least and most
 _MAX_FUNCTIONS = 10
@@ -137,11 +138,11 @@ def _waiting(trace: Trace) -> list[str]:
 
 def _transfers(trace: Trace) -> list[str]:
     n_frames, n_bytes = (sum(rank.sent[i] for rank in trace.ranks) for i in (0, 1))
-    lines = [f"Transfers: {n_frames:,} messages, {_format_bytes(n_bytes)}"]
+    lines = [f"Transfers: {n_frames:,} messages, {format_bytes(n_bytes)}"]
     largest = sorted(trace.ranks, key=lambda rank: -rank.sent[1])[:3]
     for rank in largest:
         if rank.sent[1]:
-            sent, received = _format_bytes(rank.sent[1]), _format_bytes(rank.received[1])
+            sent, received = format_bytes(rank.sent[1]), format_bytes(rank.received[1])
             lines.append(f"  rank {rank.rank:<4} sent {sent:>10} in {rank.sent[0]:,}, received {received:>10}")
     return lines
 
@@ -189,21 +190,3 @@ def _notes(trace: Trace) -> Iterator[str] | list[str]:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else "..." + text[3 - width :]
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time with three digits and its unit."""
-    if seconds == 0:
-        return "0 s"
-    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
-        if abs(seconds) < limit:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
-
-
-def _format_bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"

@@ -121,8 +121,8 @@ class Jobs:
     def n_not_started(self, number: int) -> int:
         """Return how many attempts of a job ended in MPI's own start.
 
-        Seen once in a thousand starts: the ranks of MPICH had exchanged addresses through Slurm's PMI-2 that did not work.
-        Such an attempt goes back into the queue as every one that failed.
+        Seen once in a thousand starts: the ranks of MPICH had exchanged addresses through Slurm's PMI-2 that did not
+        work. Such an attempt goes back into the queue as every one that failed.
         """
         attempts = re.split(r"^job \d+, attempt ", self.output(number), flags=re.MULTILINE)
         return sum("Fatal error in internal_Init" in text for text in attempts)

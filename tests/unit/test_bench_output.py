@@ -14,7 +14,8 @@ import pytest
 from taskfarm.bench import plot
 from taskfarm.bench.environment import busy_share, cpu_times, read_cpu_times
 from taskfarm.bench.measure import MS, OURS, PEERS, RATE, RAW, Contenders, Row, Setting, Target, Unit, measure
-from taskfarm.bench.table import faster_than, format_number, format_tables, reference
+from taskfarm.bench.table import faster_than, format_tables, reference
+from taskfarm.units import format_number
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -13,7 +13,7 @@ import pytest
 
 from taskfarm.cli import main, run
 from taskfarm.cli._arguments import split_program
-from taskfarm.runtime.launching.launch import Situation
+from taskfarm.runtime.launching.launchers import Situation
 from taskfarm.runtime.launching.libmpi import SearchPaths
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,7 +17,8 @@ from taskfarm.doctor import local
 from taskfarm.doctor.findings import Finding, Level, format_finding, verdict
 from taskfarm.doctor.job import run_job
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
-from taskfarm.runtime.launching.launch import Launcher, LaunchPlan, Situation
+from taskfarm.runtime.launching.launch import LaunchPlan
+from taskfarm.runtime.launching.launchers import Launcher, Situation
 from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, SearchPaths
 
 OPEN_MPI = Launcher(("/opt/bin/mpiexec",), Family.OPENMPI, (5, 0), "beside the library")
@@ -130,7 +131,7 @@ def test_segments_that_killed_jobs_left(tmp_path: Path) -> None:
     assert is_alarm(finding, Level.WARNING, "left 1 file of", "taskfarm doctor --clean")
     removed = local.remove_left_over(shm, proc)
     assert removed is not None
-    assert removed.text.startswith("removed 1 file of 1e-05 MB")
+    assert removed.text.startswith("removed 1 file of 10 B")
     assert sorted(path.name for path in shm.iterdir()) == ["database", "sm_segment.alive", "sm_segment.young"]
     assert local.remove_left_over(shm, proc) is None
     assert [finding.level for finding in local.check_shared_memory(shm, 1, proc)] == [Level.OK]
@@ -211,9 +212,9 @@ def test_links() -> None:
     assert is_alarm(finding, Level.WARNING, "mlx5_0", "TCP")
     assert [f.level for f in check_links(reports(link={"latency_s": 40e-6, "bytes_per_s": 0.1e9}, fabrics=[]))] == [0]
     (finding,) = check_links(reports(link={"bytes_per_s": 0.01e9}, fabrics=[]))
-    assert is_alarm(finding, Level.WARNING, "0.01 GB/s", "interface")
+    assert is_alarm(finding, Level.WARNING, "10 MB/s", "interface")
     (finding,) = check_links(reports(link={"latency_s": 2e-3}, host="alpha"))
-    assert is_alarm(finding, Level.WARNING, "2e+03 us", "this host")
+    assert is_alarm(finding, Level.WARNING, "2 ms", "this host")
 
 
 # The job

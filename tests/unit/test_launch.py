@@ -10,7 +10,8 @@ import pytest
 
 from taskfarm.errors import UsageError
 from taskfarm.runtime.launching.blas import VARIABLES
-from taskfarm.runtime.launching.launch import Situation, plan_launch, wrong_launcher
+from taskfarm.runtime.launching.launch import plan_launch
+from taskfarm.runtime.launching.launchers import Situation, wrong_launcher
 from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, SearchPaths, ask_library, find_library, mpi_library
 
 MPICH_LIB = b"\x7fELF....MPI_Get_version....MPICH Version"

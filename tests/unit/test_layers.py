@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "taskfarm"
 
 # From the bottom to the top. Parts of one layer do not import each other.
 LAYERS: list[set[str]] = [
-    {"errors", "config", "fast", "ids"},
+    {"errors", "config", "fast", "ids", "units"},
     {"wire"},
     {"scheduling", "transport"},
     {"runtime"},

@@ -16,7 +16,8 @@ from taskfarm.runtime.recording.trace_file import Clock, TraceFile
 from taskfarm.trace.coverage import BATCH, OTHER, WAITING, coverage, rank_coverage
 from taskfarm.trace.plot import Picture, save_plot
 from taskfarm.trace.reading import Line, read_trace
-from taskfarm.trace.summary import format_seconds, functions_of, summarise
+from taskfarm.trace.summary import functions_of, summarise
+from taskfarm.units import format_bytes, format_seconds
 
 SECOND = 1_000_000_000
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -220,6 +221,11 @@ def test_items_that_are_timed_together_are_counted_once(tmp_path: Path, max_span
 )
 def test_times_have_units(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (2048, "2.05 kB"), (5e15, "5,000 TB")])
+def test_sizes_have_units(n: float, text: str) -> None:
+    assert format_bytes(n) == text
 
 
 def test_coverage_is_exact() -> None:

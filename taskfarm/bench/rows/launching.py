@@ -14,7 +14,8 @@ from pathlib import Path
 
 from taskfarm.bench.launcher import output_of, run_words
 from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
-from taskfarm.runtime.launching.launch import LaunchPlan, Situation, plan_launch
+from taskfarm.runtime.launching.launch import LaunchPlan, plan_launch
+from taskfarm.runtime.launching.launchers import Situation
 
 __all__ = ["crowded_rate", "first_line", "first_session", "isolated"]
 

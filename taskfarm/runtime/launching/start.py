@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from taskfarm.errors import UsageError, WorkerLostError
-from taskfarm.runtime.launching.launch import wrong_launcher
+from taskfarm.runtime.launching.launchers import wrong_launcher
 from taskfarm.runtime.launching.libmpi import SearchPaths, find_library
 from taskfarm.runtime.launching.surroundings import expected_world_size, explain_mismatch, leave_explaining_to_rank_0
 from taskfarm.transport import prepare_mpi4py
