@@ -134,7 +134,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_launch_options(doctor, "ranks of the job that is run (default: 2; in a Slurm job its number of tasks)")
     doctor.add_argument("--limit", type=_seconds, default=60.0, metavar="SECONDS", help="for that job (default: 60)")
-    doctor.add_argument("--clean", action="store_true", help="first remove what your killed jobs left in shared memory")
+    doctor.add_argument("--clean", action="store_true", help="first remove what your killed jobs have left behind")
 
 
 def _seconds(text: str) -> float:

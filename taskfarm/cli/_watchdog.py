@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskfarm.runtime.launching.session_folders import free_own_folder
 from taskfarm.runtime.launching.surroundings import OUTPOST_VARIABLE
 
 if TYPE_CHECKING:
@@ -65,26 +66,9 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
     secret = os.urandom(16).hex()
     listener = socket.create_server(("127.0.0.1" if one_host else "", 0), backlog=8)
     name = "127.0.0.1" if one_host else socket.gethostname()
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    address = f"{name}:{listener.getsockname()[1]}:{secret}"
     wanted = {*_PASSED_ON, signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    parent = os.getpid()
-
-    def in_the_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if os.getppid() != parent:
-            os._exit(signal.SIGKILL + 128)
-
-    try:
-        address = f"{name}:{listener.getsockname()[1]}:{secret}"
-        launcher = subprocess.Popen(
-            list(command), env={**environ, OUTPOST_VARIABLE: address}, preexec_fn=in_the_child, close_fds=False
-        )
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise
+    launcher = _start(command, {**environ, OUTPOST_VARIABLE: address}, wanted)
     from taskfarm.runtime.survival.vitals import end_like  # only now, while the launcher starts
 
     while not select.select([listener], [], [], 0.0)[0]:
@@ -100,6 +84,27 @@ def run_and_watch(command: Sequence[str], environ: Mapping[str, str], *, one_hos
     if wait_status is None:
         return watch.status
     end_like(wait_status)
+
+
+def _start(command: Sequence[str], environ: Mapping[str, str], wanted: set[signal.Signals]) -> subprocess.Popen[bytes]:
+    """Start the launcher, which ends with this process; `wanted` signals wait from now on until they are asked for."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    parent = os.getpid()
+
+    def in_the_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if os.getppid() != parent:
+            os._exit(signal.SIGKILL + 128)
+        free_own_folder(environ)
+
+    try:
+        return subprocess.Popen(list(command), env=dict(environ), preexec_fn=in_the_child, close_fds=False)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
 
 
 def _watch_until_end(launcher: int, watch: Watch, wanted: set[signal.Signals]) -> int | None:

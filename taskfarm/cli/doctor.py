@@ -9,6 +9,7 @@ from pathlib import Path
 
 from taskfarm.doctor.findings import Finding, Level, format_finding, verdict
 from taskfarm.doctor.job import run_job
+from taskfarm.doctor.left_over import check_left_over, remove_left_over
 from taskfarm.doctor.local import (
     check_batch_system,
     check_launcher,
@@ -16,11 +17,11 @@ from taskfarm.doctor.local import (
     check_root_and_room,
     check_shared_memory,
     check_threads,
-    remove_left_over,
 )
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
 from taskfarm.runtime.launching.launch import plan_launch
 from taskfarm.runtime.launching.launchers import Situation
+from taskfarm.runtime.launching.session_folders import session_base
 from taskfarm.runtime.launching.surroundings import default_ranks, leave_explaining_to_rank_0
 
 __all__ = ["examine", "execute"]
@@ -32,9 +33,9 @@ _PROBE = ["-m", "taskfarm.doctor.probe"]
 def execute(options: argparse.Namespace) -> int:
     """Run the command; the exit status is 0 if jobs can run, perhaps with warnings, and 1 if not."""
     findings: list[Finding] = []
-    removed = remove_left_over(_SHARED_MEMORY) if options.clean else None
-    if removed is not None:
-        print(format_finding(removed), flush=True)
+    if options.clean:
+        for finding in remove_left_over(_SHARED_MEMORY, session_base(os.environ)):
+            print(format_finding(finding), flush=True)
     for finding in examine(options.ranks, options.mpiexec, options.limit, Situation.here()):
         if finding.check == "launcher" and finding.level is Level.ERROR:
             leave_explaining_to_rank_0(os.environ, 1)  # if a launcher has started this process, one of them speaks
@@ -50,7 +51,8 @@ def examine(n_ranks: int | None, mpiexec: str | None, limit_s: float, situation:
     n = n_ranks or (default_ranks(situation.environ, situation.cores) if "SLURM_JOB_ID" in situation.environ else 2)
     library, finding = check_library(situation)
     yield finding
-    yield from check_shared_memory(_SHARED_MEMORY, n)
+    yield check_shared_memory(_SHARED_MEMORY, n)
+    yield from check_left_over(_SHARED_MEMORY, session_base(situation.environ))
     yield check_threads(situation.environ, n, situation.cores)
     if library is None:
         return

@@ -17,6 +17,7 @@ from taskfarm.errors import UsageError
 from taskfarm.runtime.launching.launch import LaunchPlan, plan_launch
 from taskfarm.runtime.launching.launchers import Situation, wrong_launcher
 from taskfarm.runtime.launching.libmpi import mpi_library
+from taskfarm.runtime.launching.session_folders import free_own_folder
 from taskfarm.runtime.launching.surroundings import expected_world_size, leave_explaining_to_rank_0
 from taskfarm.runtime.launching.terminal import terminal_variable
 
@@ -115,6 +116,7 @@ def execute_plan(plan: LaunchPlan, *, watches: bool = False) -> int:
             from taskfarm.cli._watchdog import run_and_watch
 
             return run_and_watch(plan.command, environ, one_host=plan.one_host)
+        free_own_folder(environ)
         os.execvpe(plan.command[0], plan.command, environ)
     except OSError as exc:
         raise UsageError(f"the launcher {plan.command[0]!r} cannot be started: {exc}") from exc

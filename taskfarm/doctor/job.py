@@ -11,11 +11,13 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from taskfarm.doctor.findings import Finding, Level
 from taskfarm.runtime.launching.launch import LaunchPlan
+from taskfarm.runtime.launching.session_folders import free_own_folder
 
 __all__ = ["run_job"]
 
@@ -87,7 +89,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str], limit_s: float) -> 
         try:
             process = subprocess.Popen(
                 list(command), env=dict(environ), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=partial(free_own_folder, environ),
             )  # fmt: skip
         except OSError as exc:
             return 127, str(exc)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -16,24 +15,17 @@ from taskfarm.runtime.launching.blas import SWITCH, VARIABLES
 from taskfarm.runtime.launching.launchers import Launcher, Situation, choose_launcher
 from taskfarm.runtime.launching.libmpi import Family, MpiLibrary, mpi_library
 from taskfarm.runtime.launching.surroundings import expected_world_size, slurm_cores
-from taskfarm.units import format_bytes
 
 __all__ = [
-    "LEFTOVERS",
     "check_batch_system",
     "check_launcher",
     "check_library",
     "check_root_and_room",
     "check_shared_memory",
     "check_threads",
-    "remove_left_over",
-    "shared_memory_left_over",
 ]
 
-# Files that MPI libraries make in shared memory, and that stay there when a job is killed.
-LEFTOVERS = ("mpich_shm_*", "sm_segment.*", "vader_segment.*", "psm2_shm.*", "ucx_shm_posix_*", "taskfarm-*")
 MIN_SHARED_BYTES = 16 << 20  # per rank, with room to spare: MPICH 5.0.2 takes 5 MB, Open MPI 5.0.11 less than 1 MB
-MIN_AGE_S = 60.0  # a job that starts makes its file before it maps it
 _HOST_FILES = ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")
 
 
@@ -103,73 +95,24 @@ def check_root_and_room(launcher: Launcher, n_ranks: int, situation: Situation) 
     return Finding(Level.OK, check, text)
 
 
-def check_shared_memory(folder: Path, n_ranks: int, proc: Path = Path("/proc")) -> Iterator[Finding]:
-    """Look at the room in shared memory, and at what killed jobs have left there."""
+def check_shared_memory(folder: Path, n_ranks: int) -> Finding:
+    """Look at the room in shared memory."""
     check = "shared memory"
     if not folder.is_dir():
-        yield Finding(
+        return Finding(
             Level.WARNING, check, f"there is no {folder}: ranks of one host talk slowly", "mount a tmpfs there"
         )
-        return
     free = shutil.disk_usage(folder).free
     needed = MIN_SHARED_BYTES * n_ranks
     if free < needed:
-        yield Finding(
+        return Finding(
             Level.ERROR if free < needed // 8 else Level.WARNING,
             check,
             f"{folder} has {free >> 20} MB free; {n_ranks} ranks may need {needed >> 20} MB, and crash where there is "
             "less (SIGBUS)",
             "make it larger: docker run --shm-size=1g, mount -o remount,size=1g /dev/shm",
         )
-    else:
-        yield Finding(Level.OK, check, f"{folder} has {free >> 20} MB free")
-    left = shared_memory_left_over(folder, proc)
-    if left:
-        yield Finding(
-            Level.WARNING,
-            check,
-            f"killed jobs have left {_amount(left)} in {folder}, which no process uses",
-            "`taskfarm doctor --clean` removes what is yours",
-        )
-
-
-def remove_left_over(folder: Path, proc: Path = Path("/proc")) -> Finding | None:
-    """Remove what killed jobs have left in shared memory, if there is any."""
-    left = shared_memory_left_over(folder, proc)
-    if not left:
-        return None
-    text = f"removed {_amount(left)} from {folder}, which killed jobs had left"
-    for path in left:
-        path.unlink(missing_ok=True)
-    return Finding(Level.OK, "shared memory", text)
-
-
-def _amount(paths: Sequence[Path]) -> str:
-    size = sum(path.stat().st_size for path in paths)
-    return f"{len(paths)} file{'s' if len(paths) > 1 else ''} of {format_bytes(size)}"
-
-
-def shared_memory_left_over(folder: Path, proc: Path) -> list[Path]:
-    """Return the files of MPI libraries in `folder` that are this user's, and that no process has mapped."""
-    found = [path for pattern in LEFTOVERS for path in folder.glob(pattern) if _is_old_and_ours(path)]
-    if not found:
-        return []
-    mapped: set[str] = set()
-    for maps in proc.glob("[0-9]*/maps"):
-        try:
-            lines = maps.read_text(errors="replace").splitlines()
-        except OSError:  # another user's, or gone
-            continue
-        mapped |= {line.split()[5] for line in lines if str(folder) in line}
-    return sorted(path for path in found if str(path) not in mapped)
-
-
-def _is_old_and_ours(path: Path) -> bool:
-    try:
-        about = path.stat()
-    except OSError:  # gone meanwhile
-        return False
-    return about.st_uid == os.geteuid() and time.time() - about.st_mtime > MIN_AGE_S
+    return Finding(Level.OK, check, f"{folder} has {free >> 20} MB free")
 
 
 def check_threads(environ: Mapping[str, str], n_ranks: int, cores: int) -> Finding:

@@ -10,8 +10,10 @@ are printed and the test fails; after the launcher returned, every process must 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import select
@@ -19,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -290,6 +293,7 @@ def environment(extra_paths: Sequence[str] = ()) -> dict[str, str]:
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_prte_tmpdir_base": _session_base(),
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "self,sm",
         "OMP_NUM_THREADS": "1",
@@ -297,6 +301,17 @@ def environment(extra_paths: Sequence[str] = ()) -> dict[str, str]:
         "MPLBACKEND": "Agg",
     }
     return env
+
+
+@functools.cache
+def _session_base() -> str:
+    """Return a folder of this test process for those of Open MPI's launchers, which stay when one is killed.
+
+    One with the same process id does not start then (see `taskfarm.runtime.launching.session_folders`).
+    """
+    folder = tempfile.mkdtemp(prefix="taskfarm-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def remove_dead_segments(since: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskfarm.doctor import local
+from taskfarm.doctor import left_over, local
 from taskfarm.doctor.findings import Finding, Level, format_finding, verdict
 from taskfarm.doctor.job import run_job
 from taskfarm.doctor.ranks import check_clocks, check_links, check_thread_level, check_versions
@@ -109,10 +109,10 @@ def test_room_in_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Containers may have little of it, or none at all."""
     for free_mb, level in ((1024, Level.OK), (16, Level.WARNING), (1, Level.ERROR)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free_mb << 20: SimpleNamespace(free=free))
-        (finding,) = local.check_shared_memory(tmp_path, 2)
+        finding = local.check_shared_memory(tmp_path, 2)
         assert finding.level is level
         assert level is Level.OK or is_alarm(finding, level, f"{free_mb} MB free", "32 MB", "shm-size")
-    (finding,) = local.check_shared_memory(tmp_path / "nowhere", 2)
+    finding = local.check_shared_memory(tmp_path / "nowhere", 2)
     assert is_alarm(finding, Level.WARNING, "there is no", "tmpfs")
 
 
@@ -126,15 +126,36 @@ def test_segments_that_killed_jobs_left(tmp_path: Path) -> None:
         if "young" not in name:
             os.utime(shm / name, (1.0, 1.0))
     (proc / "17" / "maps").write_text(f"7f00-7f01 rw-s 0 00:17 5 {shm}/sm_segment.alive\n7f02-7f03 rw-p 0 00:00 0\n")
-    assert local.shared_memory_left_over(shm, proc) == [shm / "mpich_shm_dead"]
-    _, finding = local.check_shared_memory(shm, 1, proc)
+    assert left_over.shared_memory_left_over(shm, proc) == [shm / "mpich_shm_dead"]
+    nowhere = tmp_path / "nowhere"
+    (finding,) = left_over.check_left_over(shm, nowhere, proc)
     assert is_alarm(finding, Level.WARNING, "left 1 file of", "taskfarm doctor --clean")
-    removed = local.remove_left_over(shm, proc)
-    assert removed is not None
+    (removed,) = left_over.remove_left_over(shm, nowhere, proc)
     assert removed.text.startswith("removed 1 file of 10 B")
     assert sorted(path.name for path in shm.iterdir()) == ["database", "sm_segment.alive", "sm_segment.young"]
-    assert local.remove_left_over(shm, proc) is None
-    assert [finding.level for finding in local.check_shared_memory(shm, 1, proc)] == [Level.OK]
+    assert list(left_over.remove_left_over(shm, nowhere, proc)) == []
+    assert list(left_over.check_left_over(shm, nowhere, proc)) == []
+
+
+def test_folders_that_killed_launchers_left(tmp_path: Path) -> None:
+    """Old ones whose process is gone; not those of users (ompi.HOST.UID), nor links and files."""
+    base, proc = tmp_path / "base", tmp_path / "proc"
+    (proc / "17").mkdir(parents=True)
+    for name in ("ompi.16", "ompi.17", "prted.18", "ompi.19", "ompi.host.0", "other.16"):
+        (base / name / "0").mkdir(parents=True)
+    (base / "prte.20").write_bytes(b"")
+    (base / "prte.21").symlink_to(base / "other.16")
+    for path in base.iterdir():
+        if path.name != "ompi.19":
+            os.utime(path, (1.0, 1.0), follow_symlinks=False)
+    assert left_over.session_folders_left_over(base, proc) == [base / "ompi.16", base / "prted.18"]
+    (finding,) = left_over.check_left_over(tmp_path / "nowhere", base, proc)
+    assert is_alarm(finding, Level.WARNING, "2 folders", "status 213", "taskfarm doctor --clean")
+    (removed,) = left_over.remove_left_over(tmp_path / "nowhere", base, proc)
+    assert removed.text.startswith("removed 2 folders from")
+    left = {"ompi.17", "ompi.19", "ompi.host.0", "other.16", "prte.20", "prte.21"}
+    assert {path.name for path in base.iterdir()} == left
+    assert list(left_over.check_left_over(tmp_path / "nowhere", base, proc)) == []
 
 
 @pytest.mark.parametrize(

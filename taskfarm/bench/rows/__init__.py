@@ -183,6 +183,10 @@ def _launching() -> Iterator[Row]:
     one = "the same with an array of 64 MB as argument and result"
     target = Target(1.5, launching.IN_THE_RANK)
     yield Row("isolated_64MB", one, [2], MS, partial(launching.isolated, 64 * MB), target, _LEAST, launches=True)
+    one, target = "an item of a map with a trace, against one without: a span", Target(1.0, launching.WITHOUT, plus=1.0)
+    yield Row("trace_item", one, [2], US, launching.traced_items, target, _FEW, launches=True)
+    one = "an empty task, there and back, with a trace, against one without: four spans, and four messages counted"
+    yield Row("trace_task", one, [2], US, launching.traced_task, None, _FEW, launches=True)
     target = Target(0.7, "3 ranks", at_least=True)
     yield Row("crowd", crowd, [8], _CROWD_RATE, launching.crowded_rate, target, _FEW, launches=True)
 

@@ -17,15 +17,16 @@ from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
 from taskfarm.runtime.launching.launch import LaunchPlan, plan_launch
 from taskfarm.runtime.launching.launchers import Situation
 
-__all__ = ["crowded_rate", "first_line", "first_session", "isolated"]
+__all__ = ["crowded_rate", "first_line", "first_session", "isolated", "traced_items", "traced_task"]
 
 _CROWD_CORES = 2
 _FEW_RANKS = 3
 _CROWD_SAMPLE_S = 0.5  # of tasks, in a job of their own
 _CROWD_SAMPLE_QUICK_S = 0.2
-_ISOLATED_SAMPLE_S = 1.0
-_ISOLATED_SAMPLE_QUICK_S = 0.3
+_TASKS_SAMPLE_S = 1.0
+_TASKS_SAMPLE_QUICK_S = 0.3
 IN_THE_RANK = "in the rank"
+WITHOUT = "without"
 
 # Each rank prints when its line is reached. One write per rank, so that lines do not mix.
 _PRINT_TIME = "import os, time; os.write(1, b'at %.6f\\n' % time.time())\n"
@@ -96,7 +97,7 @@ def crowded_rate(setting: Setting) -> Contenders:
 
 def isolated(size_bytes: int, setting: Setting) -> Contenders:
     """Return the row for a task in a process of its own, against one in the rank: empty, or with an array."""
-    sample_s = _ISOLATED_SAMPLE_QUICK_S if setting.quick else _ISOLATED_SAMPLE_S
+    sample_s = _tasks_sample_s(setting)
 
     def seconds(is_isolated: bool) -> Callable[[int], float]:
         program = ["-m", "taskfarm.bench.isolated", str(int(is_isolated)), str(sample_s), str(size_bytes)]
@@ -104,3 +105,27 @@ def isolated(size_bytes: int, setting: Setting) -> Contenders:
         return lambda n: n * float(output_of(command).split()[-1])
 
     return {OURS: seconds(True), IN_THE_RANK: seconds(False)}
+
+
+def traced_items(setting: Setting) -> Contenders:
+    """Return the row for an item of a map with a trace, against one without."""
+    return _traced(["-m", "taskfarm.bench.items", str(_tasks_sample_s(setting))], setting)
+
+
+def traced_task(setting: Setting) -> Contenders:
+    """Return the row for an empty task, there and back, with a trace and without."""
+    return _traced(["-m", "taskfarm.bench.isolated", "0", str(_tasks_sample_s(setting)), "0"], setting)
+
+
+def _traced(program: Sequence[str], setting: Setting) -> Contenders:
+    folder = setting.cleanup.enter_context(tempfile.TemporaryDirectory())
+
+    def seconds(options: Sequence[str]) -> Callable[[int], float]:
+        command = run_words(setting.n_ranks, setting.mpiexec, program, options)
+        return lambda n: n * float(output_of(command).split()[-1])
+
+    return {OURS: seconds(["--trace", os.path.join(folder, "run.json")]), WITHOUT: seconds([])}
+
+
+def _tasks_sample_s(setting: Setting) -> float:
+    return _TASKS_SAMPLE_QUICK_S if setting.quick else _TASKS_SAMPLE_S

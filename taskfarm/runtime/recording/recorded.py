@@ -48,6 +48,7 @@ END_CLOCK_S, MIN_CLOCK_S = 10.0, 0.02  # for all of them at the end, and for eac
 HAND_IN_S = 30.0  # one worker's recording: 100,000 spans are 3.4 MB, packed in 0.05 s
 # Spans of tiny items of a map would take longer than the items: after so many, those of a batch are one span.
 TINY_NS = 10_000
+_BATCH, _ITEM = int(Track.BATCH), int(Track.ITEM)  # looked up once: see `taskfarm.fast`
 N_TINY = 200
 
 
@@ -79,7 +80,7 @@ class _RecordedBatchRunner(BatchRunner):
         if not len(body):
             return None
         fn, args, kwargs = self._load_task(body, buffers)
-        return self._recorder.call(Track.ITEM, untimed(fn) or fn, args, kwargs)
+        return self._recorder.call(_ITEM, untimed(fn) or fn, args, kwargs)
 
     def on_batch(self, source: int, frame: Frame) -> None:
         """Run a batch; items of a job of tiny ones are timed together from then on."""
@@ -92,7 +93,7 @@ class _RecordedBatchRunner(BatchRunner):
             recorder.depth -= 1
         end = recorder.clock()
         n = self._n_done
-        recorder.add(Track.BATCH, "batch", start, end, n, 0, frame.a)
+        recorder.add(_BATCH, "batch", start, end, n, 0, frame.a)
         job = self._jobs.get(frame.b)
         if job is None or job.fn is None or job.fn is call_task:
             return

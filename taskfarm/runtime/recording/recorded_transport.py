@@ -10,9 +10,13 @@ from taskfarm.wire.frames import Frame
 
 __all__ = ["RecordedTransport"]
 
+_WAIT, _IDLE = int(Track.WAIT), int(Track.IDLE)  # looked up once: see `taskfarm.fast`
+
 
 class RecordedTransport:
     """A transport that records waits, and the frames that it moves.
+
+    Every frame of a job passes here twice: what is looked up often is at hand, and clocks are read for spans only.
 
     Parameters
     ----------
@@ -24,7 +28,9 @@ class RecordedTransport:
 
     def __init__(self, inner: Transport, recorder: Recorder) -> None:
         self._inner = inner
+        self._inner_send, self._inner_receive = inner.send, inner.receive
         self._recorder = recorder
+        self._clock, self._sent, self._received = recorder.clock, recorder.sent, recorder.received
         self.rank, self.size = inner.rank, inner.size
         self.parent = getattr(inner, "parent", None)  # the communicator of all ranks, where there is MPI
 
@@ -49,38 +55,42 @@ class RecordedTransport:
 
     def send(self, dest: int, frame: Frame, *, borrowed: bool = False) -> None:
         """Send, and record it."""
-        start = self._recorder.clock()
-        self._inner.send(dest, frame, borrowed=borrowed)
-        self._note_sent((dest,), frame, start)
+        if frame.buffers:
+            start = self._clock()
+            self._inner_send(dest, frame, borrowed=borrowed)
+            self._note_sent((dest,), frame, start)
+            return
+        self._inner_send(dest, frame, borrowed=borrowed)
+        sent = self._sent
+        sent[0] += 1
+        sent[1] += len(frame.body)
 
     def send_to(self, dests: Sequence[int], frame: Frame, *, borrowed: bool = False) -> None:
         """Send to several ranks, and record it."""
-        start = self._recorder.clock()
+        start = self._clock()
         self._inner.send_to(dests, frame, borrowed=borrowed)
         self._note_sent(dests, frame, start)
 
     def send_or_copy(self, dest: int, frame: Frame) -> None:
         """Send or copy, and record it."""
-        start = self._recorder.clock()
+        start = self._clock()
         self._inner.send_or_copy(dest, frame)
         self._note_sent((dest,), frame, start)
 
     def _note_sent(self, dests: Sequence[int], frame: Frame, start: int) -> None:
-        size, recorder = _size(frame), self._recorder
-        recorder.sent[0] += len(dests)
-        recorder.sent[1] += size * len(dests)
+        n, size = len(dests), _size(frame) * len(dests)
+        self._sent[0] += n
+        self._sent[1] += size
         if frame.buffers and dests:
-            name = f"send {frame.kind.name}"
-            recorder.add(Track.SEND, name, start, recorder.clock(), len(dests), size * len(dests), dests[0])
+            self._recorder.add(Track.SEND, f"send {frame.kind.name}", start, self._clock(), n, size, dests[0])
 
     def complete_sends(self, deadline: float, on_frame: Callable[[int, Frame], None]) -> bool:
         """Complete sends, and record it."""
-        recorder = self._recorder
-        start = recorder.clock()
+        start = self._clock()
         done = self._inner.complete_sends(deadline, on_frame)
-        end = recorder.clock()
+        end = self._clock()
         if end - start >= MIN_WAIT_NS:
-            recorder.add(Track.SEND, "complete sends", start, end, 0)
+            self._recorder.add(Track.SEND, "complete sends", start, end, 0)
         return done
 
     def receive_nowait(self) -> Incoming | None:
@@ -92,27 +102,34 @@ class RecordedTransport:
 
     def receive(self, deadline: float) -> Incoming | None:
         """Receive, and record how long that took."""
-        recorder = self._recorder
-        start = recorder.clock()
-        item = self._inner.receive(deadline)
-        end = recorder.clock()
+        clock = self._clock
+        start = clock()
+        item = self._inner_receive(deadline)
+        end = clock()
         if end - start >= MIN_WAIT_NS:
+            recorder = self._recorder
             if recorder.depth:
-                recorder.add(Track.WAIT, "wait for a message", start, end)
+                recorder.add(_WAIT, "wait for a message", start, end)
             else:
-                recorder.add(Track.IDLE, "idle", start, end)
+                recorder.add(_IDLE, "idle", start, end)
         if item is not None:
-            self._note_received(item)
+            frame = item[1]
+            if frame.buffers:
+                self._note_received(item)
+            else:
+                received = self._received
+                received[0] += 1
+                received[1] += len(frame.body)
         return item
 
     def _note_received(self, item: Incoming) -> None:
         source, frame = item
-        size, recorder = _size(frame), self._recorder
-        recorder.received[0] += 1
-        recorder.received[1] += size
+        size = _size(frame)
+        self._received[0] += 1
+        self._received[1] += size
         if frame.buffers:
-            now = recorder.clock()
-            recorder.add(Track.RECEIVE, f"receive {frame.kind.name}", now, now, 1, size, source)
+            now = self._clock()
+            self._recorder.add(Track.RECEIVE, f"receive {frame.kind.name}", now, now, 1, size, source)
 
     def begin_doze(self) -> bool:
         """Announce a doze."""

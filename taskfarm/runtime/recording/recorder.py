@@ -230,7 +230,7 @@ class Recorder:
         self, track: int, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], number: int = 0
     ) -> Any:
         """Run ``fn(*args, **kwargs)`` as a span; what it raises is marked, and goes on."""
-        name = name_of(fn, args)
+        name = fn.__qualname__ if fn.__class__ is FunctionType and fn.__module__ != _HELPERS else name_of(fn, args)
         clock = self.clock
         self.depth += 1
         start = clock()
@@ -361,7 +361,7 @@ class MarkHandler(logging.Handler):
 
 def untimed(fn: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return the function that `Recorder.timed` was given, None if `fn` does not come from there."""
-    plain: Callable[..., Any] | None = getattr(fn, "__dict__", {}).get(_PLAIN)
+    plain: Callable[..., Any] | None = getattr(fn, _PLAIN, None) if fn.__class__ is FunctionType else None
     return plain
 
 
