@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
+from random_bytes import harmless_bytes
 from runtime_support import LocalFarm, where
 
 from taskfarm.runtime.endpoint import TASK_ENDED
@@ -25,7 +26,7 @@ from taskfarm.runtime.work import pack_work
 from taskfarm.wire.frames import Frame, Kind
 
 WORK = pack_work("x", where, (), {}).body
-BODIES = st.binary(max_size=40) | st.sampled_from([b"", b"garbage", bytes(32), b"\x80\x05N.", WORK, WORK[:-3]])
+BODIES = harmless_bytes(40) | st.sampled_from([b"", b"garbage", bytes(32), b"\x80\x05N.", WORK, WORK[:-3]])
 NUMBERS = st.integers(-3, 5) | st.integers(-(2**63), 2**63 - 1)
 FRAMES = st.builds(Frame, st.sampled_from(Kind), NUMBERS, NUMBERS, st.integers(0, 255), BODIES)
 
