@@ -15,6 +15,7 @@ This module is loaded before the user's program, so it imports little.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -62,6 +63,7 @@ def fork_supervisor(environ: Mapping[str, str]) -> None:
     page = new_page()
     ours, theirs = socket.socketpair()
     parent = os.getpid()
+    gc.freeze()  # else collections in the rank write to every object that is here, and copy what both could share
     pid = os.fork()
     if pid:
         theirs.close()
