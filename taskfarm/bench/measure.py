@@ -17,6 +17,7 @@ __all__ = [
     "RATE",
     "RAW",
     "US",
+    "WITHOUT",
     "ContenderLost",
     "Contenders",
     "Row",
@@ -29,6 +30,7 @@ __all__ = [
 
 OURS = "ours"
 RAW = "raw"  # mpi4py without anything of ours
+WITHOUT = "without"  # ours, without what is measured
 PEERS = ("schwimmbad", "mpi4py.futures", "ProcessPoolExecutor", "mp.Pool", "joblib", "dask")
 
 N_ROUNDS = 11  # many short ones rather than few long ones: other jobs disturb some of them, the median stands

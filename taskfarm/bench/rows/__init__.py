@@ -8,7 +8,7 @@ from functools import partial
 from taskfarm.bench import works
 from taskfarm.bench.common import KB, MB
 from taskfarm.bench.functions import busy, noop
-from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, Row, Target, Unit
+from taskfarm.bench.measure import MS, N_ROUNDS, RATE, US, WITHOUT, Row, Target, Unit
 from taskfarm.bench.rows import (
     arrays,
     buffers,
@@ -80,7 +80,7 @@ def _executor() -> Iterator[Row]:
         [3],
         US,
         executor.journaled,
-        Target(1.0, "without", plus=20.0),
+        Target(1.0, WITHOUT, plus=20.0),
         _LEAST,
         least=_JOURNALED,
     )
@@ -183,7 +183,7 @@ def _launching() -> Iterator[Row]:
     one = "the same with an array of 64 MB as argument and result"
     target = Target(1.5, launching.IN_THE_RANK)
     yield Row("isolated_64MB", one, [2], MS, partial(launching.isolated, 64 * MB), target, _LEAST, launches=True)
-    one, target = "an item of a map with a trace, against one without: a span", Target(1.0, launching.WITHOUT, plus=1.0)
+    one, target = "an item of a map with a trace, against one without: a span", Target(1.0, WITHOUT, plus=1.0)
     yield Row("trace_item", one, [2], US, launching.traced_items, target, _FEW, launches=True)
     one = "an empty task, there and back, with a trace, against one without: four spans, and four messages counted"
     yield Row("trace_task", one, [2], US, launching.traced_task, None, _FEW, launches=True)
@@ -193,10 +193,10 @@ def _launching() -> Iterator[Row]:
 
 def _surviving() -> Iterator[Row]:
     least, few, with_supervisors = _LEAST, _FEW, ", with supervisors, against the same without"
-    target = Target(1.0, survival.WITHOUT, plus=0.02)
+    target = Target(1.0, WITHOUT, plus=0.02)
     job = "a job with one task" + with_supervisors
     yield Row("survive_startup", job, [4], _SECONDS, survival.startup, target, few, launches=True)
-    target = Target(1.05, survival.WITHOUT)
+    target = Target(1.05, WITHOUT)
     one = "an empty task, there and back" + with_supervisors
     yield Row("survive_task", one, [2], US, survival.task, target, few, launches=True)
     target = Target(0.5, "")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from taskfarm import Executor, task_comm
 from taskfarm.bench import peers
 from taskfarm.bench.functions import noop, same, timed
-from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
+from taskfarm.bench.measure import OURS, RAW, WITHOUT, Contenders, Setting
 from taskfarm.bench.works import MAP, NOOP, NOOPS, new_array
 
 __all__ = [
@@ -83,7 +83,7 @@ def journaled(setting: Setting) -> Contenders:
 
         return _with_executor(work, setting)
 
-    return {OURS: seconds(os.path.join(folder, "journal.db")), "without": seconds(None)}
+    return {OURS: seconds(os.path.join(folder, "journal.db")), WITHOUT: seconds(None)}
 
 
 def resumed(n_items: int, setting: Setting) -> Contenders:

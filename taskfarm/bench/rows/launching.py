@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from taskfarm.bench.launcher import output_of, run_words
-from taskfarm.bench.measure import OURS, RAW, Contenders, Setting
+from taskfarm.bench.launcher import output_of, printed_seconds, run_words
+from taskfarm.bench.measure import OURS, RAW, WITHOUT, Contenders, Setting
 from taskfarm.runtime.launching.launch import LaunchPlan, plan_launch
 from taskfarm.runtime.launching.launchers import Situation
 
@@ -26,7 +26,6 @@ _CROWD_SAMPLE_QUICK_S = 0.2
 _TASKS_SAMPLE_S = 1.0
 _TASKS_SAMPLE_QUICK_S = 0.3
 IN_THE_RANK = "in the rank"
-WITHOUT = "without"
 
 # Each rank prints when its line is reached. One write per rank, so that lines do not mix.
 _PRINT_TIME = "import os, time; os.write(1, b'at %.6f\\n' % time.time())\n"
@@ -102,7 +101,7 @@ def isolated(size_bytes: int, setting: Setting) -> Contenders:
     def seconds(is_isolated: bool) -> Callable[[int], float]:
         program = ["-m", "taskfarm.bench.isolated", str(int(is_isolated)), str(sample_s), str(size_bytes)]
         command = run_words(setting.n_ranks, setting.mpiexec, program)
-        return lambda n: n * float(output_of(command).split()[-1])
+        return printed_seconds(command)
 
     return {OURS: seconds(True), IN_THE_RANK: seconds(False)}
 
@@ -122,7 +121,7 @@ def _traced(program: Sequence[str], setting: Setting) -> Contenders:
 
     def seconds(options: Sequence[str]) -> Callable[[int], float]:
         command = run_words(setting.n_ranks, setting.mpiexec, program, options)
-        return lambda n: n * float(output_of(command).split()[-1])
+        return printed_seconds(command)
 
     return {OURS: seconds(["--trace", os.path.join(folder, "run.json")]), WITHOUT: seconds([])}
 

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from taskfarm.bench.launcher import output_of, run_words
-from taskfarm.bench.measure import OURS, Contenders, Setting
+from taskfarm.bench.launcher import output_of, printed_seconds, run_words
+from taskfarm.bench.measure import OURS, WITHOUT, Contenders, Setting
 
 __all__ = ["HEARTBEAT_S", "WITHOUT", "hang", "startup", "task", "until_elsewhere"]
 
-WITHOUT = "without"
 HEARTBEAT_S = 2.0  # of the row about hangs; the default is 30
 _SAMPLE_S = 1.0
 _SAMPLE_QUICK_S = 0.3
@@ -50,8 +49,7 @@ def task(setting: Setting) -> Contenders:
     program = ["-m", "taskfarm.bench.isolated", "0", str(sample_s), "0"]
 
     def seconds(survives: bool) -> Callable[[int], float]:
-        command = _command(setting, program, survives=survives)
-        return lambda n: n * float(output_of(command).split()[-1])
+        return printed_seconds(_command(setting, program, survives=survives))
 
     return {OURS: seconds(True), WITHOUT: seconds(False)}
 

@@ -117,6 +117,9 @@ def _tagging(launcher: Launcher) -> list[str]:
     return ["-prepend-rank"]
 
 
+# Open MPI
+
+
 def _open_mpi_environment(launcher: Launcher, n_ranks: int, situation: Situation) -> dict[str, str]:
     """Return the variables for Open MPI; not flags, so that what the user's own flags or variables say comes first."""
     modern = not launcher.version or launcher.version >= (5, 0)

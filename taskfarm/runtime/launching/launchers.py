@@ -222,7 +222,7 @@ def _srun(library: MpiLibrary, situation: Situation) -> Launcher | None:
     return Launcher(tuple(command), Family.UNKNOWN, (), "Slurm job")
 
 
-# Open MPI
+# The launcher that has started this process
 
 
 def wrong_launcher(environ: Mapping[str, str], library: MpiLibrary) -> str | None:

@@ -48,8 +48,8 @@ END_CLOCK_S, MIN_CLOCK_S = 10.0, 0.02  # for all of them at the end, and for eac
 HAND_IN_S = 30.0  # one worker's recording: 100,000 spans are 3.4 MB, packed in 0.05 s
 # Spans of tiny items of a map would take longer than the items: after so many, those of a batch are one span.
 TINY_NS = 10_000
-_BATCH, _ITEM = int(Track.BATCH), int(Track.ITEM)  # looked up once: see `taskfarm.fast`
 N_TINY = 200
+_BATCH, _ITEM = int(Track.BATCH), int(Track.ITEM)  # looked up once: see `taskfarm.fast`
 
 
 def new_recorder(rank: int, size: int, host: str) -> Recorder:
